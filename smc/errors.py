@@ -1,0 +1,13 @@
+"""What the sampler refuses. One family, so that a caller can catch all of it at once."""
+
+
+class SMCError(Exception):
+    """Base of every error raised on purpose in `smc`."""
+
+
+class PriorError(SMCError):
+    """A prior cannot be built, loaded or trained from what was given."""
+
+
+class SamplerError(SMCError):
+    """Sampling cannot start or go on: bad settings, a reward of the wrong shape, no particle left alive."""

@@ -1,0 +1,78 @@
+"""What the sampler asks of a diffusion prior: its chain, its denoiser and its transition kernel.
+
+The prior owns its chain. Whatever a network predicts (eps, v, x0, flow) ends here: the sampler sees a
+clean estimate and a kernel p(x_s | x_t), so consistency, flow and discrete priors fit the same seam.
+
+Notation (code → papers):  x → x_t,  x0 → x̂_0(x_t),  eps → ε̂(x_t),  t, s → from, to;  s = -1 is clean data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+CLEAN = -1
+"""The timestep of clean data: the last pair of every chain ends there."""
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the network says about noisy latents, one row a particle."""
+
+    x0: Float[Tensor, "n *event"]
+    """Estimate of the clean latent, E[x0 | x_t]."""
+    eps: Float[Tensor, "n *event"]
+    """Estimate of the noise in x_t, consistent with `x0`."""
+
+    def take(self, rows: Int[Tensor, " m"]) -> Denoised:
+        """Return the estimates of the particles `rows`, in that order."""
+        return Denoised(self.x0[rows], self.eps[rows])
+
+
+class Kernel(Protocol):
+    """The prior's transition p(x_s | x_t) for a population of particles."""
+
+    def propose(
+        self, grad: Float[Tensor, "n *event"] | None, max_drift: float, generator: Generator
+    ) -> tuple[Float[Tensor, "n *event"], Float[Tensor, " n"]]:
+        """Draw x_s from a proposal q tilted along `grad` and return it with log p(x_s|x_t) - log q(x_s|x_t).
+
+        grad: gradient of the tempered log-potential in x_t; None draws from p itself, the ratio is then 0.
+        max_drift: longest shift of the mean that a tilt may cause, in units of the kernel's std.
+        """
+        ...
+
+
+@runtime_checkable
+class Prior(Protocol):
+    """A diffusion model of plausible designs, already conditioned."""
+
+    event_shape: tuple[int, ...]
+    """Shape of one latent."""
+    design_shape: tuple[int, ...]
+    """Shape of one decoded design: what the oracle sees."""
+    steps: tuple[tuple[int, int], ...]
+    """The reverse chain as explicit (t, s) pairs; the s of one pair is the t of the next, the last s is CLEAN."""
+
+    def init(self, n: int, generator: Generator) -> Float[Tensor, "n *event"]:
+        """Draw n latents at the first t."""
+        ...
+
+    def denoise(self, x: Float[Tensor, "n *event"], t: int) -> Denoised:
+        """Return the clean estimate of x at noise level t, differentiable in x. Rows are independent."""
+        ...
+
+    def kernel(self, x: Float[Tensor, "n *event"], denoised: Denoised, t: int, s: int) -> Kernel:
+        """Return p(x_s | x_t) for every row."""
+        ...
+
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents, differentiable in x0. Rows are independent."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a short hash of everything that decides the samples: weights, chain, eta."""
+        ...

@@ -1,0 +1,75 @@
+"""The shapes that surrogates share: data in, a recipe that fits, a fitted thing that predicts.
+
+A recipe (`SurrogateModel`) holds settings and nothing learnt; `fit` returns a new `Surrogate`. Only fitted
+things have a posterior, so nothing can be asked before it was fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from surrogate.errors import FitError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Observations, one row each. Raises FitError when shapes disagree or a row is not finite."""
+
+    X: Float[Tensor, "n d"]
+    """Features of the designs."""
+    y: Float[Tensor, " n"]
+    """Outcomes, larger is better, on the user's scale."""
+    noise_std: Float[Tensor, " n"] | None = None
+    """Known standard deviation of each outcome's noise, on the scale of y; None where it is to be learnt."""
+
+    def __post_init__(self) -> None:
+        if self.X.ndim != 2 or self.y.shape != self.X.shape[:1]:
+            raise FitError(
+                f"expected X of shape (n, d) and y of shape (n,), got {tuple(self.X.shape)} and {tuple(self.y.shape)}"
+            )
+        if self.noise_std is not None and self.noise_std.shape != self.y.shape:
+            raise FitError(f"expected noise_std of shape {tuple(self.y.shape)}, got {tuple(self.noise_std.shape)}")
+        finite = torch.isfinite(self.X).all(1) & torch.isfinite(self.y)
+        if self.noise_std is not None:
+            finite &= torch.isfinite(self.noise_std) & (self.noise_std >= 0)
+        if not finite.all():
+            rows = (~finite).nonzero().flatten().tolist()
+            raise FitError(f"not finite (or a negative noise_std) in row {rows[0]}" + f", {len(rows)} rows in all")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Independent normal beliefs about the noiseless outcome, on the scale of y; differentiable in X."""
+
+    mean: Float[Tensor, " n"]
+    std: Float[Tensor, " n"]
+    """Epistemic: what more data would take away. Observation noise is not in it."""
+
+
+@runtime_checkable
+class Surrogate(Protocol):
+    """A fitted model of the oracle."""
+
+    def posterior(self, X: Float[Tensor, "n d"]) -> Posterior:
+        """Return the belief at X, in the dtype of X, differentiable in X. Rows are independent."""
+        ...
+
+
+@runtime_checkable
+class SurrogateModel(Protocol):
+    """A recipe: settings, and how to fit."""
+
+    def fit(self, data: Dataset, *, generator: Generator) -> Surrogate:
+        """Return a surrogate fitted to `data`; the same data and generator state give the same surrogate.
+
+        Raises FitError with the reason when the data cannot be fitted.
+        """
+        ...
