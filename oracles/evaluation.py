@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from oracles.errors import OracleError
-
-JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 
 VALUE = "value"
 """Name of the outcome of an oracle that answers with a plain number."""
@@ -26,8 +24,8 @@ class Evaluation:
     """Known noise of an outcome, as a standard deviation in its units."""
     cost: float = 1.0
     """What the answer cost, in the oracle's own unit."""
-    metadata: Mapping[str, JSON] = field(default_factory=dict)
-    """Whatever else the oracle knows; kept beside the answer, never read by the campaign."""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    """Whatever else the oracle knows, as JSON values; kept beside the answer, never read by the campaign."""
 
     def __post_init__(self) -> None:
         if bool(self.outcomes) == (self.error is not None):
@@ -39,11 +37,11 @@ class Evaluation:
                 raise OracleError(f"outcome {name!r} must be a finite number, got {value}; answer with an error instead")
 
     @classmethod
-    def of(cls, value: float, **kwargs: JSON) -> Evaluation:
+    def of(cls, value: float, **kwargs: object) -> Evaluation:
         """Return the evaluation of an oracle that answers with one number; keywords become metadata."""
         return cls(outcomes={VALUE: float(value)}, metadata=kwargs)
 
     @classmethod
-    def failed(cls, reason: str, **kwargs: JSON) -> Evaluation:
+    def failed(cls, reason: str, **kwargs: object) -> Evaluation:
         """Return a failed evaluation with its reason; keywords become metadata."""
         return cls(error=reason, metadata=kwargs)
