@@ -15,6 +15,7 @@ from torch import Tensor
 
 from oracles.evaluation import Evaluation
 
+
 @runtime_checkable
 class Oracle(Protocol):
     """The expensive black box."""

@@ -30,11 +30,14 @@ class Evaluation:
     def __post_init__(self) -> None:
         if bool(self.outcomes) == (self.error is not None):
             raise OracleError(
-                f"an evaluation has either outcomes or an error, got outcomes {dict(self.outcomes)} and error {self.error!r}"
+                "an evaluation has either outcomes or an error, "
+                f"got outcomes {dict(self.outcomes)} and error {self.error!r}"
             )
         for name, value in self.outcomes.items():
             if not math.isfinite(value):
-                raise OracleError(f"outcome {name!r} must be a finite number, got {value}; answer with an error instead")
+                raise OracleError(
+                    f"outcome {name!r} must be finite, got {value}; answer with an error instead"
+                )
 
     @classmethod
     def of(cls, value: float, **kwargs: object) -> Evaluation:

@@ -55,7 +55,7 @@ class Prior(Protocol):
     design_shape: tuple[int, ...]
     """Shape of one decoded design: what the oracle sees."""
     steps: tuple[tuple[int, int], ...]
-    """The reverse chain as explicit (t, s) pairs; the s of one pair is the t of the next, the last s is CLEAN."""
+    """The reverse chain as explicit (t, s) pairs; each s is the t of the next pair, the last s is CLEAN."""
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n *event"]:
         """Draw n latents at the first t."""

@@ -62,7 +62,7 @@ def leading_steps(n_train: int, n_steps: int, offset: int = 0) -> Steps:
     _check_n_steps(n_train, n_steps)
     stride = n_train // n_steps
     if not 0 <= offset < stride + n_train - n_steps * stride:
-        raise PriorError(f"leading steps: offset {offset} leaves the table of {n_train} levels with {n_steps} steps")
+        raise PriorError(f"offset {offset} leaves the table of {n_train} noise levels with {n_steps} steps")
     return _paired([i * stride + offset for i in reversed(range(n_steps))])
 
 
@@ -74,7 +74,7 @@ def linspace_steps(n_train: int, n_steps: int) -> Steps:
 
 def _check_n_steps(n_train: int, n_steps: int) -> None:
     if not 1 <= n_steps <= n_train:
-        raise PriorError(f"n_steps must be between 1 and {n_train} (the noise levels of the prior), got {n_steps}")
+        raise PriorError(f"n_steps must be between 1 and the prior's {n_train} noise levels, got {n_steps}")
 
 
 def _paired(ts: list[int]) -> Steps:
@@ -129,5 +129,5 @@ class GaussianKernel:
 
 def capped(drift: Float[Tensor, "n *event"], longest: float) -> Float[Tensor, "n *event"]:
     """Return each row of `drift`, shortened to the length `longest` where it is longer."""
-    length = drift.flatten(1).norm(dim=1).view(-1, *[1] * (drift.dim() - 1))
+    length = torch.linalg.vector_norm(drift.flatten(1), dim=1).view(-1, *[1] * (drift.dim() - 1))
     return drift * (longest / length.clamp(min=longest))

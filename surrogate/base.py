@@ -30,16 +30,20 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.X.ndim != 2 or self.y.shape != self.X.shape[:1]:
             raise FitError(
-                f"expected X of shape (n, d) and y of shape (n,), got {tuple(self.X.shape)} and {tuple(self.y.shape)}"
+                "expected X of shape (n, d) and y of shape (n,), "
+                f"got {tuple(self.X.shape)} and {tuple(self.y.shape)}"
             )
         if self.noise_std is not None and self.noise_std.shape != self.y.shape:
-            raise FitError(f"expected noise_std of shape {tuple(self.y.shape)}, got {tuple(self.noise_std.shape)}")
+            expected, got = tuple(self.y.shape), tuple(self.noise_std.shape)
+            raise FitError(f"expected noise_std of shape {expected}, got {got}")
         finite = torch.isfinite(self.X).all(1) & torch.isfinite(self.y)
         if self.noise_std is not None:
             finite &= torch.isfinite(self.noise_std) & (self.noise_std >= 0)
         if not finite.all():
             rows = (~finite).nonzero().flatten().tolist()
-            raise FitError(f"not finite (or a negative noise_std) in row {rows[0]}" + f", {len(rows)} rows in all")
+            raise FitError(
+                f"rows {rows[:10]} ({len(rows)} in all) are not finite or have a negative noise_std"
+            )
 
     def __len__(self) -> int:
         return len(self.y)
