@@ -1,0 +1,92 @@
+"""A Gaussian prior whose denoiser is exact: the ground truth that samplers are tested against.
+
+    x0 ~ N(mean, std²·I)  ⇒  E[x0|x_t] = mean + √ᾱ·std²·(x_t - √ᾱ·mean) / (ᾱ·std² + 1 - ᾱ)
+
+The samples of the *discretised* chain are what the sampler's prior is; `moments` gives them exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from smc.prior import Denoised
+from smc.schedule import (
+    AlphaBars,
+    GaussianKernel,
+    Steps,
+    alpha_bar,
+    cosine_alpha_bars,
+    ddim_mean,
+    ddim_std,
+    trailing_steps,
+)
+
+
+@dataclass(frozen=True)
+class GaussianPrior:
+    """N(mean, std²·I) seen through a DDIM chain."""
+
+    mean: Float[Tensor, " d"]
+    std: float = 1.0
+    n_steps: int = 50
+    eta: float = 1.0
+    alpha_bars: AlphaBars = field(default_factory=cosine_alpha_bars, repr=False)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return tuple(self.mean.shape)
+
+    @property
+    def design_shape(self) -> tuple[int, ...]:
+        return tuple(self.mean.shape)
+
+    @property
+    def steps(self) -> Steps:
+        return trailing_steps(len(self.alpha_bars), self.n_steps)
+
+    def init(self, n: int, generator: Generator) -> Float[Tensor, "n *event"]:
+        """Draw n standard normal latents."""
+        return torch.randn((n, *self.event_shape), generator=generator, dtype=self.mean.dtype)
+
+    def denoise(self, x: Float[Tensor, "n *event"], t: int) -> Denoised:
+        """Return the exact posterior mean of x0 and the noise that goes with it."""
+        a = alpha_bar(self.alpha_bars, t)
+        gain = math.sqrt(a) * self.std**2 / (a * self.std**2 + 1 - a)
+        x0 = self.mean + gain * (x - math.sqrt(a) * self.mean)
+        return Denoised(x0, (x - math.sqrt(a) * x0) / math.sqrt(1 - a))
+
+    def kernel(self, x: Float[Tensor, "n *event"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
+        """Return DDIM's p(x_s|x_t)."""
+        a_t, a_s = alpha_bar(self.alpha_bars, t), alpha_bar(self.alpha_bars, s)
+        std = ddim_std(a_t, a_s, self.eta)
+        return GaussianKernel(ddim_mean(denoised.x0, denoised.eps, a_s, std), std)
+
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the latents: they are the designs."""
+        return x0
+
+    def fingerprint(self) -> str:
+        """Return a hash of the distribution and its chain."""
+        told = f"{self.mean.tolist()} {self.std} {self.n_steps} {self.eta} {self.alpha_bars}"
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def moments(self) -> tuple[Float[Tensor, " d"], float]:
+        """Return the mean and std of x0 under the discretised chain, by its exact recursion.
+
+        Every step is linear in x, x_s = A·x_t + B·mean + std_s·z, so mean and variance follow by algebra.
+        """
+        mean, variance = torch.zeros_like(self.mean, dtype=torch.float64), 1.0
+        probe = torch.stack([torch.zeros_like(self.mean), torch.ones_like(self.mean)]).double()
+        exact = GaussianPrior(self.mean.double(), self.std, self.n_steps, self.eta, self.alpha_bars)
+        for t, s in self.steps:
+            kernel = exact.kernel(probe, exact.denoise(probe, t), t, s)
+            shift, slope = kernel.mean[0], (kernel.mean[1] - kernel.mean[0])
+            mean = shift + slope * mean
+            variance = float(slope[0]) ** 2 * variance + kernel.std**2
+        return mean, math.sqrt(variance)
