@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from surrogate.errors import FitError
@@ -64,6 +64,23 @@ class Surrogate(Protocol):
 
     def posterior(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return the belief at X, in the dtype of X, differentiable in X. Rows are independent."""
+        ...
+
+
+@runtime_checkable
+class SupportsDraws(Protocol):
+    """A surrogate whose posterior is made of whole functions that can be followed one at a time."""
+
+    @property
+    def n_draws(self) -> int:
+        """How many different functions there are."""
+        ...
+
+    def draw(self, X: Float[Tensor, "n d"], which: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return at each row of X the posterior function number `which` % n_draws, on the scale of y.
+
+        The same number is the same function at every call; differentiable in X, in the dtype of X.
+        """
         ...
 
 

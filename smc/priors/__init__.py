@@ -1,0 +1,1 @@
+"""Priors: exact ones that tests hold the sampler against, and trained ones."""

@@ -1,0 +1,345 @@
+"""A campaign: the only object that changes. Everything it knows is in its ledger; everything else is frozen.
+
+    campaign = Campaign.open("runs/mine", prior=prior, oracle=my_function, budget=256)
+    campaign.run()
+    campaign.best(5)
+
+Opening an existing directory continues what is there: reserved queries are paid first, spent ones never again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bbo import seeds, tables
+from bbo.describe import check_same, describe, describe_oracle, describe_prior
+from bbo.errors import BudgetError, CampaignError, ConfigError
+from bbo.executor import Executor, LocalExecutor, standardized
+from bbo.ledger import Ledger, Proposal, Query, QueryState
+from bbo.loop import Candidates, Method, Observations, SteeredPrior, ask, run_round
+from bbo.progress import Listener, Progress
+from oracles.base import Oracle
+from oracles.callables import FunctionOracle, as_evaluation
+from oracles.evaluation import VALUE, Evaluation
+from smc.prior import Prior
+from surrogate.features import Encoder
+
+
+class InDoubt(StrEnum):
+    """What becomes of a query that was sent and never answered because the driver died."""
+
+    COUNT_AS_SPENT = "count_as_spent"
+    """It stays in doubt, is shown, and its place in the budget is gone."""
+    RETRY = "retry"
+    """It is asked again; only for oracles that declare themselves idempotent."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a campaign may spend, and how."""
+
+    budget: int
+    """Most queries that are ever sent."""
+    batch_size: int = 16
+    """Queries of one round."""
+    seed: int = 0
+    """Decides every random number of the campaign."""
+    objective: str = VALUE
+    """Name of the outcome that is maximised."""
+    in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ConfigError(f"campaign.budget must be at least 1 query, got {self.budget}")
+        if self.batch_size < 1:
+            raise ConfigError(f"campaign.batch_size must be at least 1 query, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A design to be evaluated by somebody else."""
+
+    id: int
+    """What `tell` wants to know."""
+    design: np.ndarray
+
+
+class Campaign:
+    """One optimisation, from its first query to its last. Made by `Campaign.open`; one process at a time."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        oracle: Oracle,
+        method: Method,
+        executor: Executor,
+        listener: Listener | None,
+    ) -> None:
+        self.ledger = ledger
+        self.oracle = oracle
+        self.method = method
+        self.executor = executor
+        self.settings = settings
+        self._listener = listener
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._progress = Progress(settings.budget)
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        *,
+        prior: Prior,
+        oracle: Oracle | Callable[[np.ndarray], object],
+        budget: int,
+        batch_size: int = 16,
+        seed: int = 0,
+        method: Method | None = None,
+        objective: str = VALUE,
+        in_doubt: InDoubt | str = InDoubt.COUNT_AS_SPENT,
+        encoder: Encoder | None = None,
+        listener: Listener | None = None,
+    ) -> Campaign:
+        """Create the campaign in `directory`, or continue the one that is there.
+
+        oracle: an `Oracle`, or a function that takes one design as a numpy array and returns a number.
+        method: how candidates are made; None for `SteeredPrior()`.
+        encoder: design → surrogate features; None standardises the designs over draws from the prior.
+        listener: is told the progress after every stage.
+
+        Raises ConfigError for settings that make no sense, CampaignError when oracle and prior disagree about
+        the shape of a design, ConfigMismatchError when the campaign there was started with other settings,
+        CampaignBusyError when another process drives it.
+        """
+        settings = Settings(budget, batch_size, seed, objective, InDoubt(in_doubt))
+        black_box = oracle if isinstance(oracle, Oracle) else FunctionOracle(oracle)
+        chosen = SteeredPrior() if method is None else method
+        check_parts(prior, black_box, settings)
+        config = {
+            "campaign": describe(settings),
+            "prior": describe_prior(prior),
+            "oracle": describe_oracle(black_box),
+            "method": describe(chosen),
+            "encoder": describe(encoder),
+        }
+        ledger = _opened(Path(directory), settings.budget, config)
+        try:
+            executor = LocalExecutor(prior, encoder or standardized(prior, seed))
+            campaign = cls(
+                ledger,
+                settings,
+                oracle=black_box,
+                method=chosen,
+                executor=executor,
+                listener=listener,
+            )
+            campaign._recover()
+        except BaseException:
+            ledger.close()
+            raise
+        return campaign
+
+    # ------------------------------------------------------------------- driving
+    def run(self) -> None:
+        """Spend the rest of the budget, round by round."""
+        while (n := self._next_batch()) > 0:
+            run_round(self, n)
+
+    def ask(self, n: int | None = None) -> list[Asked]:
+        """Return designs for somebody else to evaluate; they count as sent. n: None for a whole batch.
+
+        Raises BudgetError when fewer than n queries are left.
+        """
+        queries = ask(self, self.settings.batch_size if n is None else n)
+        self.send(queries)
+        return [Asked(q.id, d.numpy()) for q, d in zip(queries, self.designs(queries), strict=True)]
+
+    def tell(self, query_id: int, answer: object) -> None:
+        """Note the answer to a query that was asked: a number, named numbers, or an `Evaluation`.
+
+        Anything else, NaN included, makes the query a failed one with that reason. Raises LedgerError for a
+        query that was never sent or was answered before.
+        """
+        self._tell({query_id: as_evaluation(answer)})
+
+    def close(self) -> None:
+        """Let another process drive the campaign."""
+        self.ledger.close()
+
+    def __enter__(self) -> Campaign:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------- looking
+    def best(self, n: int = 1) -> pd.DataFrame:
+        """Return the n best designs so far, best first: value, query, round, prediction, design columns."""
+        return tables.best(self.ledger, self.settings.objective, n)
+
+    def history(self) -> pd.DataFrame:
+        """Return all queries in the order in which they were proposed."""
+        return tables.history(self.ledger, self.settings.objective)
+
+    # ------------------------------------------------------------------- what the loop needs
+    def reserved(self) -> list[Query]:
+        """Return queries that were proposed and not sent yet, in order."""
+        return self.ledger.queries({QueryState.RESERVED})
+
+    def round_seed(self) -> int:
+        """Return the seed of the next round."""
+        return seeds.derive(self.settings.seed, "round", self._next_round())
+
+    def designs(self, queries: Sequence[Query]) -> Float[Tensor, "n *design"]:
+        """Return the designs of these queries, as they were reserved."""
+        return torch.stack([self._artifact(q.artifact)["design"][q.row] for q in queries])
+
+    def observations(self) -> Observations:
+        """Return everything that was answered, as features and outcomes."""
+        answered = self.ledger.queries({QueryState.DONE, QueryState.FAILED})
+        if not answered:
+            empty = torch.empty(0, dtype=torch.float64)
+            return Observations(torch.empty(0, 0), empty.bool(), empty)
+        done = [q.evaluation for q in answered if q.evaluation is not None and q.evaluation.error is None]
+        name = self.settings.objective
+        noise = [e.noise_std.get(name) for e in done]
+        return Observations(
+            X=self.executor.encode(self.designs(answered)),
+            is_feasible=torch.tensor([q.state == QueryState.DONE for q in answered]),
+            y=torch.tensor([e.outcomes[name] for e in done], dtype=torch.float64),
+            noise_std=torch.tensor([s for s in noise if s is not None], dtype=torch.float64)
+            if done and all(s is not None for s in noise)
+            else None,
+        )
+
+    def reserve(self, candidates: Candidates) -> list[Query]:
+        """Write candidates to the ledger as the next round's queries; their tensors are on disk before."""
+        number = self._next_round()
+        tensors = {"x0": candidates.x0, "design": candidates.designs, **candidates.diagnostics}
+        predicted = candidates.predicted
+        proposals = [
+            Proposal(
+                row=row,
+                predicted_mean=None if predicted is None else float(predicted.mean[row]),
+                predicted_std=None if predicted is None else float(predicted.std[row]),
+                provenance=told,
+            )
+            for row, told in enumerate(candidates.provenance)
+        ]
+        artifact = self.ledger.blobs.put_tensors(tensors)
+        summary = {**candidates.summary, "seconds": dict(self._progress.seconds)}
+        queries = self.ledger.reserve(number, self.round_seed(), proposals, artifact, summary)
+        self._show(round=number, ess_share=candidates.summary.get("ess_share"))
+        return queries
+
+    def send(self, queries: Sequence[Query]) -> None:
+        """Write down that these queries are about to be paid."""
+        self.ledger.send([q.id for q in queries])
+
+    def tell_group(self, queries: Sequence[Query], evaluations: Sequence[Evaluation]) -> None:
+        """Write down the oracle's answers to queries that were sent together."""
+        self._tell({q.id: e for q, e in zip(queries, evaluations, strict=True)})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what happens inside as the stage `name` of this round, and show it."""
+        self._show(stage=name)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began + self._progress.seconds.get(name, 0.0)
+            self._show(stage=None, seconds={**self._progress.seconds, name: spent})
+
+    # ------------------------------------------------------------------- inside
+    def _recover(self) -> None:
+        """Take up what an earlier driver left: queries it sent and never saw answered are in doubt."""
+        self.ledger.doubt_sent()
+        if self.settings.in_doubt is InDoubt.RETRY:
+            self.ledger.retry([q.id for q in self.ledger.queries({QueryState.IN_DOUBT})])
+        self._show_counts()
+
+    def _next_batch(self) -> int:
+        waiting = len(self.reserved())
+        return min(self.settings.batch_size, waiting or self.ledger.budget - self.ledger.counts().n)
+
+    def _next_round(self) -> int:
+        return len(self.ledger.rounds())
+
+    def _artifact(self, sha256: str) -> dict[str, Tensor]:
+        if sha256 not in self._tensors:
+            self._tensors[sha256] = self.ledger.blobs.get_tensors(sha256)
+        return self._tensors[sha256]
+
+    def _tell(self, evaluations: dict[int, Evaluation]) -> None:
+        name = self.settings.objective
+        told = {id_: _with_objective(evaluation, name) for id_, evaluation in evaluations.items()}
+        self.ledger.tell(told)
+        self._show_counts(last=tuple(e.outcomes.get(name) for e in told.values()))
+
+    def _show_counts(self, **changes: object) -> None:
+        counts = self.ledger.counts()
+        self._show(
+            spent=counts.spent,
+            in_doubt=counts.in_doubt,
+            best=tables.best_value(self.ledger, self.settings.objective),
+            **changes,
+        )
+
+    def _show(self, **changes: object) -> None:
+        if "round" in changes and changes["round"] != self._progress.round:
+            changes.setdefault("seconds", self._progress.seconds)
+        self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
+        if self._listener is not None:
+            self._listener(self._progress)
+
+
+def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
+    """Raise CampaignError or ConfigError when prior, oracle and settings do not fit together."""
+    if oracle.design_shape is not None and tuple(oracle.design_shape) != tuple(prior.design_shape):
+        raise CampaignError(
+            f"the oracle {oracle.name!r} takes designs of shape {tuple(oracle.design_shape)}, "
+            f"but the prior makes {tuple(prior.design_shape)}; use a prior that was trained on the oracle's designs"
+        )
+    if settings.in_doubt is InDoubt.RETRY and not oracle.is_idempotent:
+        raise ConfigError(
+            f"campaign.in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so "
+            "a query could be paid twice; use 'count_as_spent'"
+        )
+
+
+def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
+    """Return the ledger, created or checked against `config`, with this process as its driver."""
+    if not Ledger.exists(directory):
+        Ledger.create(directory, name=directory.name, budget=budget, config=config).close()
+    ledger = Ledger.open(directory)
+    try:
+        check_same(ledger.config, config, str(directory))
+        ledger.drive()
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def _with_objective(evaluation: Evaluation, objective: str) -> Evaluation:
+    """Return the evaluation, as a failed one when it lacks the outcome that is to be maximised."""
+    if evaluation.error is None and objective not in evaluation.outcomes:
+        return Evaluation.failed(f"no outcome {objective!r} among {sorted(evaluation.outcomes)}")
+    return evaluation

@@ -1,0 +1,138 @@
+"""The command line. Parsing and printing only: torch and the rest are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Before torch is imported: two threads on a busy machine are 40 times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+app = typer.Typer(
+    name="bbo",
+    help="Black-box optimisation with diffusion models. Every query is written down before it is paid.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prior_app = typer.Typer(help="Train priors of your own.", no_args_is_help=True)
+app.add_typer(prior_app, name="prior")
+
+ConfigFile = Annotated[Path, typer.Argument(help="Campaign file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings to change, written key.path=value.", metavar="[KEY.PATH=VALUE]..."),
+]
+Directory = Annotated[Path, typer.Argument(help="Directory of a campaign.", show_default=False)]
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Run a campaign, or continue it: spend what is left of its budget."""
+    from bbo.display import shown
+    from bbo.specs import load_plan
+
+    plan = load_plan(config, overrides or [])
+    with shown(plan.settings.batch_size) as listener, plan.open(listener) as campaign:
+        campaign.run()
+    best(plan.directory, n=5)
+    typer.echo(f"\nbbo report {plan.directory}   writes the report")
+
+
+@app.command()
+def check(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Check a campaign file and build its parts. Nothing is written or spent."""
+    from bbo.specs import load_plan
+
+    plan = load_plan(config, overrides or [])
+    prior, settings = plan.prior, plan.settings
+    typer.echo(f"{config} is fine")
+    typer.echo(f"  campaign   {plan.directory}, {settings.budget} queries in batches of {settings.batch_size}")
+    typer.echo(f"  prior      designs of shape {tuple(prior.design_shape)}, {len(prior.steps)} steps")
+    typer.echo(f"  oracle     {plan.oracle.name}")
+    typer.echo(f"  surrogate  {type(plan.method.surrogate).__name__}, kl_coef {plan.method.kl_coef:g}")
+
+
+@app.command()
+def status(directory: Directory) -> None:
+    """Show how far a campaign is. Works while it runs."""
+    from bbo.display import print_status
+    from bbo.ledger import Ledger
+
+    with Ledger.open(directory) as ledger:
+        print_status(ledger)
+
+
+@app.command()
+def best(
+    directory: Directory,
+    n: Annotated[int, typer.Option("-n", help="How many designs.", min=1)] = 10,
+    export: Annotated[
+        Path | None, typer.Option(help="Write them to this CSV file, with every number of each design.")
+    ] = None,
+) -> None:
+    """Show the best designs so far."""
+    from bbo import tables
+    from bbo.display import print_best
+    from bbo.ledger import Ledger
+
+    with Ledger.open(directory) as ledger:
+        table = tables.best(ledger, tables.objective_of(ledger), n)
+    if export is not None:
+        table.to_csv(export, index=False)
+        typer.echo(f"{len(table)} designs written to {export}")
+    else:
+        print_best(table)
+
+
+@app.command()
+def report(
+    directory: Directory,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write it.", show_default="DIRECTORY/report.html")
+    ] = None,
+) -> None:
+    """Write the campaign's report: one HTML file that needs no network."""
+    from bbo.report import write_report
+
+    typer.echo(f"report written to {write_report(directory, out)}")
+
+
+@prior_app.command("train")
+def train_prior(
+    data: Annotated[Path, typer.Argument(help="Designs, one a row (.npy, two axes).", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where to write the weights.")] = Path("prior.safetensors"),
+    n_iterations: Annotated[int, typer.Option("--iterations", help="Training steps.", min=1)] = 6000,
+    seed: Annotated[int, typer.Option(help="Decides every random number of the training.")] = 0,
+) -> None:
+    """Train a small diffusion prior on an array of designs."""
+    from bbo.training import train_prior_file
+
+    train_prior_file(data, out, n_iterations=n_iterations, seed=seed)
+    typer.echo(f"prior written to {out}")
+
+
+def main() -> None:
+    """Run the command line: one line and exit code 2 for a user's mistake, 130 for ctrl-C."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to continue", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if not _is_refusal(error):
+            raise
+        typer.echo(f"bbo: {error}", err=True)
+        sys.exit(2)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether one of the packages raised this on purpose, with a message for the user."""
+    families = {"bbo.errors": "BboError", "smc.errors": "SMCError"}
+    families |= {"surrogate.errors": "SurrogateError", "oracles.errors": "OracleError"}
+    raised = {(kind.__module__, kind.__name__) for kind in type(error).__mro__}
+    return bool(raised & set(families.items()))

@@ -1,0 +1,71 @@
+"""What decides a campaign's results, as JSON: kept in the ledger and held against what is asked for later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+
+from bbo.errors import ConfigMismatchError
+from bbo.registry import name_of
+from oracles.base import Oracle
+from smc.prior import Prior
+
+
+def describe(part: object) -> object:
+    """Return a setting as JSON: dataclasses field by field under their registered name, functions by name."""
+    if part is None or isinstance(part, bool | int | float | str) and not isinstance(part, Enum):
+        return part
+    if isinstance(part, Enum):
+        return part.value
+    if isinstance(part, Mapping):
+        return {str(key): describe(value) for key, value in part.items()}
+    if isinstance(part, tuple | list):
+        return [describe(value) for value in part]
+    if is_dataclass(part) and not isinstance(part, type):
+        return {
+            "type": name_of(type(part)),
+            **{f.name: describe(getattr(part, f.name)) for f in fields(part)},
+        }
+    if isinstance(part, Callable):  # type: ignore[arg-type]
+        return name_of(part)
+    return {"type": name_of(type(part))}
+
+
+def describe_prior(prior: Prior) -> dict[str, object]:
+    """Return a prior by what it samples, wherever its file lies."""
+    return {
+        "type": name_of(type(prior)),
+        "design_shape": list(prior.design_shape),
+        "n_steps": len(prior.steps),
+        "fingerprint": prior.fingerprint(),
+    }
+
+
+def describe_oracle(oracle: Oracle) -> dict[str, object]:
+    """Return an oracle by its settings and name; of a user's function only the name is known."""
+    told = describe(oracle)
+    return {**told, "name": oracle.name} if isinstance(told, dict) else {"name": oracle.name}
+
+
+def check_same(recorded: Mapping[str, object], asked: Mapping[str, object], where: str) -> None:
+    """Raise ConfigMismatchError, naming every setting that differs, unless both configs are the same."""
+    old, new = dict(_flat(recorded)), dict(_flat(asked))
+    differences = [
+        f"{path} is {old.get(path, 'absent')!r} there and {new.get(path, 'absent')!r} here"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path, "absent") != new.get(path, "absent")
+    ]
+    if differences:
+        raise ConfigMismatchError(
+            f"the campaign {where} was started with other settings: {'; '.join(differences)}. "
+            "Use the same settings to go on with it, or another directory to start anew"
+        )
+
+
+def _flat(config: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            yield from _flat(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, config

@@ -1,0 +1,33 @@
+"""What is kept of a round's sampling: a few numbers for the ledger, and traces per step for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from smc.result import SMCResult
+
+
+def summarise(results: Sequence[SMCResult]) -> Mapping[str, object]:
+    """Return the round's sampling in a few JSON numbers."""
+    ess = torch.cat([r.trace.ess for r in results], dim=1)
+    n_particles = results[0].log_w.shape[1]
+    return {
+        "n_islands": sum(len(r.log_z) for r in results),
+        "n_particles": n_particles,
+        "ess_share": float(ess.mean()) / n_particles,
+        "log_z": float(torch.cat([r.log_z for r in results]).logsumexp(0))
+        - float(torch.tensor(sum(len(r.log_z) for r in results)).log()),
+        "n_bad": sum(int(r.trace.n_bad.sum()) + int(r.trace.n_bad_last.sum()) for r in results),
+    }
+
+
+def traces(results: Sequence[SMCResult]) -> Mapping[str, Tensor]:
+    """Return ESS (as a share of the particles) and λ of every step and island, shards side by side."""
+    n_particles = results[0].log_w.shape[1]
+    return {
+        "ess_share": torch.cat([r.trace.ess for r in results], dim=1) / n_particles,
+        "lam": torch.cat([r.trace.lam for r in results], dim=1),
+    }

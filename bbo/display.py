@@ -1,0 +1,124 @@
+"""What the terminal shows: a live panel while a campaign runs, plain lines where there is no terminal, tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bbo import tables
+from bbo.ledger import Ledger, QueryState
+from bbo.progress import Listener, Progress
+
+N_IN_DOUBT_SHOWN = 20
+
+
+@contextmanager
+def shown(batch_size: int) -> Iterator[Listener]:
+    """Give a listener that shows progress: live in a terminal, one line a batch elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        yield _plain_listener(console)
+        return
+    with Live(console=console, refresh_per_second=8) as live:
+        yield lambda progress: live.update(_panel(progress, batch_size))
+
+
+def _plain_listener(console: Console) -> Listener:
+    told: set[int] = set()
+
+    def listen(progress: Progress) -> None:
+        if progress.round is not None and progress.last and progress.spent not in told:
+            told.add(progress.spent)
+            values = [value for value in progress.last if value is not None]
+            failed = len(progress.last) - len(values)
+            console.print(
+                f"round {progress.round:3d}  {progress.spent:5d} of {progress.budget} queries"
+                f"  best {_number(progress.best)}  batch {_number(max(values, default=None))}"
+                f"  failed {failed}  ESS {_share(progress.ess_share)}",
+                highlight=False,
+            )
+
+    return listen
+
+
+def _panel(progress: Progress, batch_size: int) -> RenderableType:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", justify="right")
+    facts.add_column()
+    values = [value for value in progress.last if value is not None]
+    failed = len(progress.last) - len(values)
+    facts.add_row("round", "-" if progress.round is None else f"{progress.round}, batches of {batch_size}")
+    facts.add_row("best", Text(_number(progress.best), style="bold green"))
+    facts.add_row("last batch", f"best {_number(max(values, default=None))}, {failed} failed")
+    facts.add_row("ESS", f"{_share(progress.ess_share)} of the particles")
+    facts.add_row("seconds", _seconds(progress.seconds))
+    facts.add_row("now", progress.stage or "-")
+    if progress.in_doubt:
+        facts.add_row("in doubt", Text(f"{progress.in_doubt} queries, counted as spent", style="yellow"))
+    taken = progress.spent + progress.in_doubt
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(f"{taken} of {progress.budget} queries", ProgressBar(progress.budget, taken, width=40))
+    return Panel(Group(bar, facts), title="bbo", title_align="left", width=78)
+
+
+def print_status(ledger: Ledger) -> None:
+    """Print how far a campaign is, and every query in doubt."""
+    console = Console(highlight=False)
+    counts, objective = ledger.counts(), tables.objective_of(ledger)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", justify="right")
+    facts.add_row("campaign", str(ledger.directory))
+    facts.add_row("queries", f"{counts.spent} spent of {ledger.budget}")
+    facts.add_row("", f"{counts.done} with outcomes, {counts.failed} failed")
+    facts.add_row("", f"{counts.reserved} reserved, {counts.sent} sent, {counts.in_doubt} in doubt")
+    facts.add_row("rounds", str(len(ledger.rounds())))
+    facts.add_row("best", _number(tables.best_value(ledger, objective)))
+    console.print(facts)
+    doubted = ledger.queries({QueryState.IN_DOUBT})
+    for query in doubted[:N_IN_DOUBT_SHOWN]:
+        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(query.sent_at))
+        console.print(f"in doubt: query {query.id} of round {query.round}, sent {sent}, key {query.key}")
+    if len(doubted) > N_IN_DOUBT_SHOWN:
+        console.print(f"and {len(doubted) - N_IN_DOUBT_SHOWN} more in doubt")
+
+
+def print_best(table: pd.DataFrame) -> None:
+    """Print the best designs, without their numbers."""
+    console = Console(highlight=False)
+    if table.empty:
+        console.print("no design has an outcome yet")
+        return
+    shown_table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "value", "predicted before", "query", "round"):
+        shown_table.add_column(name, justify="right")
+    for rank, row in enumerate(table.to_dict("records"), start=1):
+        shown_table.add_row(
+            str(rank), _number(row["value"]), _belief(row), str(row["query"]), str(row["round"])
+        )
+    console.print(shown_table)
+
+
+def _belief(row: Mapping[str, float]) -> str:
+    mean, std = row["predicted_mean"], row["predicted_std"]
+    return "-" if pd.isna(mean) else f"{_number(mean)} ± {_number(std)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items()) or "-"

@@ -1,0 +1,93 @@
+"""Where sampling runs. Heavy models live behind an executor; the loop holds small tensors only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bbo import seeds
+from bbo.potential import Potential
+from smc.prior import Prior
+from smc.result import SMCResult
+from smc.sampler import SamplerConfig, sample
+from surrogate.features import Encoder, Standardize
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One shard: a fixed group of islands with a random stream of its own."""
+
+    config: SamplerConfig
+    seed: int
+    first_island: int = 0
+    """Index of the shard's first island among all islands of the round."""
+
+
+class Executor(Protocol):
+    """Runs the prior. The same requests give the same results on every executor."""
+
+    prior: Prior
+
+    def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
+        """Return the weighted samples of each shard, in order; None samples the prior itself."""
+        ...
+
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
+        ...
+
+    def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
+        """Return the surrogate's features of designs."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Everything in this process, shard after shard."""
+
+    prior: Prior
+    encoder: Encoder
+
+    def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
+        """Return the weighted samples of each shard, in order; None samples the prior itself."""
+        return [self._shard(potential, request) for request in requests]
+
+    def _shard(self, potential: Potential | None, request: SampleRequest) -> SMCResult:
+        def log_potential(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+            if potential is None:
+                return torch.zeros(len(x0), dtype=torch.float32)
+            X = self.encoder(self.prior.decode(x0))
+            return potential(X, island + request.first_island)
+
+        generator = torch.Generator().manual_seed(request.seed)
+        return sample(self.prior, log_potential, request.config, generator=generator)
+
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
+        with torch.no_grad():
+            return self.prior.decode(x0)
+
+    def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
+        """Return the surrogate's features of designs."""
+        with torch.no_grad():
+            return self.encoder(designs)
+
+
+N_PRIOR_DRAWS = 1024
+"""Prior designs that decide how features are scaled."""
+
+
+def standardized(prior: Prior, seed: int) -> Standardize:
+    """Return the encoder that gives features mean 0 and std 1 over the prior's designs.
+
+    The prior's, not the observations': features then mean the same in every round.
+    """
+    plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
+    request = SampleRequest(plain, seeds.derive(seed, "features"))
+    executor = LocalExecutor(prior, encoder=Standardize(torch.zeros(1), torch.ones(1)))
+    return Standardize.fit(executor.decode(executor.sample(None, [request])[0].x0))

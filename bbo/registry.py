@@ -1,0 +1,48 @@
+"""Names for the parts a campaign file can ask for. Nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from operator import attrgetter
+
+REGISTRY: dict[str, dict[str, str]] = {
+    "prior": {"denoiser": "smc.priors.denoiser:Denoiser.load"},
+    "oracle": {
+        "airfoil": "oracles.airfoil:AirfoilOracle",
+        "function": "oracles.callables:FunctionOracle",
+        "batch_function": "oracles.callables:BatchFunctionOracle",
+    },
+    "surrogate": {"gp": "surrogate.gp:ExactGP", "ensemble": "surrogate.ensemble:DeepEnsemble"},
+    "acquisition": {
+        "mean": "surrogate.acquisition:Mean",
+        "ucb": "surrogate.acquisition:UCB",
+        "thompson": "surrogate.acquisition:Thompson",
+    },
+    "feasibility": {"gp": "surrogate.feasibility:GPFeasibility"},
+    "tempering": {
+        "exponential": "smc.tempering:Exponential",
+        "polynomial": "smc.tempering:Polynomial",
+        "constant": "smc.tempering:Constant",
+        "adaptive": "smc.tempering:Adaptive",
+    },
+    "resampling": {
+        "systematic": "smc.resampling:systematic",
+        "stratified": "smc.resampling:stratified",
+        "multinomial": "smc.resampling:multinomial",
+    },
+}
+"""kind → name → the class, its constructor or the function that makes it, as module:attribute."""
+
+_NAMES = {target.removesuffix(".load"): name for parts in REGISTRY.values() for name, target in parts.items()}
+
+
+def resolve(kind: str, name: str) -> object:
+    """Return the class or function registered as `name`. Raises KeyError for a name that is not."""
+    module, attribute = REGISTRY[kind][name].split(":")
+    return attrgetter(attribute)(import_module(module))
+
+
+def name_of(part: object) -> str:
+    """Return the registered name of a class or function, or module:attribute for a user's own."""
+    target = f"{getattr(part, '__module__', '')}:{getattr(part, '__qualname__', type(part).__qualname__)}"
+    return _NAMES.get(target, target)

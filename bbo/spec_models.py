@@ -1,0 +1,199 @@
+"""Pydantic models made from constructors, and objects made from those models.
+
+Each parameter of a constructor becomes a field of the same name, type and default; a parameter whose type is
+a protocol (a surrogate, an acquisition) becomes a choice among the registered classes, told apart by `type`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, create_model
+
+from bbo.campaign import InDoubt, Settings
+from bbo.loop import SteeredPrior
+from bbo.registry import REGISTRY, resolve
+from bbo.user_code import load_attribute
+from oracles.evaluation import VALUE
+from smc.resampling import Resampling
+from smc.tempering import Tempering
+from surrogate.acquisition import Acquisition
+from surrogate.base import SurrogateModel
+from surrogate.feasibility import FeasibilityModel
+
+KINDS: dict[Any, str] = {
+    SurrogateModel: "surrogate",
+    Acquisition: "acquisition",
+    FeasibilityModel: "feasibility",
+    Tempering: "tempering",
+    Resampling: "resampling",
+}
+"""Which protocol stands for which kind of registered part."""
+
+
+@dataclass(frozen=True)
+class CampaignSection:
+    """The section `campaign` of a file."""
+
+    directory: Path
+    budget: int
+    batch_size: int = 16
+    seed: int = 0
+    objective: str = VALUE
+    in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+
+    def settings(self) -> Settings:
+        """Return the settings, checked."""
+        return Settings(self.budget, self.batch_size, self.seed, self.objective, self.in_doubt)
+
+
+class _Section(BaseModel):
+    """One section of a file; knows what it builds."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    _constructor: Callable[..., Any]
+
+
+# ------------------------------------------------------------------- constructor → model
+@cache
+def campaign_file_model() -> type[BaseModel]:
+    """Return the model of a whole campaign file."""
+    return create_model(
+        "CampaignFile",
+        __config__=ConfigDict(extra="forbid"),
+        campaign=(_section("campaign", CampaignSection), ...),
+        prior=(_choice("prior"), ...),
+        oracle=(_choice("oracle"), ...),
+        method=(_section("method", SteeredPrior), Field(default_factory=_section("method", SteeredPrior))),
+    )
+
+
+@cache
+def _section(name: str, constructor: Callable[..., Any], tag: str | None = None) -> type[_Section]:
+    """Return the model whose fields are the constructor's parameters; `tag` adds the field `type`."""
+    hints = get_type_hints(constructor)
+    fields: dict[str, Any] = {} if tag is None else {"type": (Literal[tag], ...)}
+    for parameter in inspect.signature(constructor).parameters.values():
+        has_default = parameter.default is not parameter.empty
+        fields[parameter.name] = (_field_type(hints[parameter.name]), None if has_default else ...)
+    model: type[_Section] = create_model(name, __base__=_Section, **fields)
+    model._constructor = constructor
+    return model
+
+
+@cache
+def _choice(kind: str) -> Any:
+    """Return the type of a part of this kind: one of the registered classes, or the name of a function."""
+    made = {name: resolve(kind, name) for name in REGISTRY[kind]}
+    if all(inspect.isfunction(part) for part in made.values()):
+        return Literal[tuple(made)]
+    models = [_section(f"{kind}:{name}", part, tag=name) for name, part in made.items()]
+    return Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007
+
+
+def _field_type(hint: Any) -> Any:
+    """Return how a parameter of this type is written in a file."""
+    simple = {bool: StrictBool, int: StrictInt, float: Annotated[float, BeforeValidator(_number)], str: StrictStr}
+    if hint in simple:
+        return simple[hint]
+    if hint in KINDS:
+        return _choice(KINDS[hint])
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [_field_type(part) for part in get_args(hint) if part is not Path]  # a path is written as text
+        return Union[tuple(parts)]  # noqa: UP007
+    if hint is Path or get_origin(hint) is Callable or hint is Callable:
+        return StrictStr
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _section(hint.__name__, hint)
+    return hint
+
+
+def _number(value: object) -> object:
+    """Let YAML's text '1e6' be the number it looks like, and true be no number."""
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("input should be a number") from None
+    return value
+
+
+# ------------------------------------------------------------------- model → object
+def build(section: _Section, folder: Path) -> Any:
+    """Return what a checked section describes; parameters that were not written keep the constructor's default."""
+    constructor = type(section)._constructor
+    hints = get_type_hints(constructor)
+    written = {name: getattr(section, name) for name in section.model_fields_set if name != "type"}
+    return constructor(**{name: _value(value, hints[name], folder) for name, value in written.items()})
+
+
+def _value(value: Any, hint: Any, folder: Path) -> Any:
+    if isinstance(value, _Section):
+        return build(value, folder)
+    if hint is Resampling:
+        return resolve("resampling", value)
+    accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, str) and any(get_origin(part) is Callable or part is Callable for part in accepted):
+        return load_attribute(value, folder)
+    if isinstance(value, str) and Path in accepted and str in accepted:
+        return folder / value
+    return value
+
+
+# ------------------------------------------------------------------- where a mistake is
+def known_words(location: Sequence[str | int]) -> tuple[str, list[str]]:
+    """Return the path of a mistake as the user wrote it, and the words that would have been right there."""
+    model: Any = campaign_file_model()
+    written: list[str] = []
+    known = list(model.model_fields)
+    for step in location:
+        alternatives = _alternatives(model)
+        tagged = next((m for m in alternatives if _tag(m) == step), None)
+        if tagged is not None:  # pydantic names the chosen type in the path; the user did not
+            model, known = tagged, [*tagged.model_fields]
+            continue
+        fields = {name: f for m in alternatives for name, f in m.model_fields.items()}
+        if str(step) in fields:
+            written.append(str(step))
+            model = fields[str(step)].annotation
+            known = _words(model)
+        elif not (written and str(step).startswith(("function-", "Literal", "literal", "nullable"))):
+            known = list(fields) or known
+            written.append(str(step))
+    return ".".join(written), known
+
+
+def _alternatives(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that an annotation admits."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [m for part in get_args(annotation) for m in _alternatives(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("type")
+    return None if field is None else str(get_args(field.annotation)[0])
+
+
+def _words(annotation: Any) -> list[str]:
+    """Return what can stand at a field: the types of a choice, the values of an enum, the keys of a section."""
+    models = _alternatives(annotation)
+    tags = [tag for m in models if (tag := _tag(m)) is not None]
+    if tags:
+        return tags
+    if models:
+        return [name for m in models for name in m.model_fields]
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return [str(member.value) for member in annotation]
+    return [str(a) for a in get_args(annotation) if isinstance(a, str)]

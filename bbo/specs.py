@@ -1,0 +1,168 @@
+"""Campaign files: YAML, checked against the real constructors, every mistake reported at once.
+
+    campaign: {directory: runs/airfoil, budget: 256}
+    prior:    {type: denoiser, path: prior.safetensors}
+    oracle:   {type: airfoil}
+    method:   {kl_coef: 0.1, surrogate: {type: gp}}
+
+A section's keys are the parameters of the constructor it calls, with their types and defaults, so there is no
+second list of options that could fall out of step. Paths of inputs are relative to the file; the campaign's
+directory is relative to where the command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bbo.campaign import Campaign, Settings, check_parts
+from bbo.errors import BboError, ConfigError
+from bbo.hints import did_you_mean
+from bbo.loop import SteeredPrior
+from bbo.progress import Listener
+from bbo.spec_models import build, campaign_file_model, known_words
+from oracles.base import Oracle
+from oracles.errors import OracleError
+from smc.errors import SMCError
+from smc.prior import Prior
+from surrogate.errors import SurrogateError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A campaign file, checked, with every part built. Nothing is written or spent yet."""
+
+    directory: Path
+    settings: Settings
+    prior: Prior
+    oracle: Oracle
+    method: SteeredPrior
+
+    def open(self, listener: Listener | None = None) -> Campaign:
+        """Create or continue the campaign. Raises what `Campaign.open` raises."""
+        settings = self.settings
+        return Campaign.open(
+            self.directory,
+            prior=self.prior,
+            oracle=self.oracle,
+            method=self.method,
+            budget=settings.budget,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            objective=settings.objective,
+            in_doubt=settings.in_doubt,
+            listener=listener,
+        )
+
+
+def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Return the plan of a campaign file, with `key.path=value` overrides applied.
+
+    Raises ConfigError with every mistake found, one a line, each with its path in the file.
+    """
+    raw = _read(path)
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        checked = campaign_file_model().model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join([f"{path}:", *_lines(error)])) from None
+    return _built(checked, path)
+
+
+def _built(checked: BaseModel, path: Path) -> Plan:
+    """Return the parts, or every reason why one cannot be built."""
+    parts: dict[str, Any] = {}
+    mistakes = []
+    for section in ("campaign", "prior", "oracle", "method"):
+        try:
+            parts[section] = build(getattr(checked, section), path.parent)
+        except (BboError, OracleError, SMCError, SurrogateError) as error:
+            mistakes.append(f"  {section}: {error}")
+    if not mistakes:
+        try:
+            check_parts(parts["prior"], parts["oracle"], parts["campaign"].settings())
+        except BboError as error:
+            mistakes.append(f"  {error}")
+    if mistakes:
+        raise ConfigError("\n".join([f"{path}:", *mistakes]))
+    section = parts["campaign"]
+    return Plan(Path(section.directory), section.settings(), parts["prior"], parts["oracle"], parts["method"])
+
+
+# ------------------------------------------------------------------- reading
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without the trap that a key written twice silently counts once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise ConfigError(f"line {node.start_mark.line + 1}: the key {twice!r} stands twice in one section")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold sections such as 'campaign:' and 'prior:', got {type(raw).__name__}")
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in the raw file."""
+    keys, separator, value = override.partition("=")
+    path = keys.split(".")
+    if not separator or not all(path):
+        raise ConfigError(f"an override is written key.path=value, got {override!r}")
+    section: Any = raw
+    for key in path[:-1]:
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise ConfigError(f"{override!r}: {key!r} is a value, not a section")
+    try:
+        section[path[-1]] = yaml.load(value, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not YAML") from error
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """Return every mistake as a line with its path and, for a word that is almost right, a hint."""
+    lines = []
+    for mistake in error.errors():
+        path, known = known_words(mistake["loc"])
+        lines.append(f"  {path}: {_said(mistake, known)}")
+    return sorted(set(lines))
+
+
+def _said(mistake: Mapping[str, Any], known: Sequence[str]) -> str:
+    got = mistake.get("input")
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"unknown key{did_you_mean(str(mistake['loc'][-1]), known)}"
+        case "missing":
+            return "is missing"
+        case "union_tag_not_found":
+            return f"needs a 'type'; known are {', '.join(known)}"
+        case "union_tag_invalid":
+            return f"unknown type {mistake['ctx']['tag']!r}{did_you_mean(str(mistake['ctx']['tag']), known)}"
+        case "literal_error" | "enum" if isinstance(got, str):
+            return f"unknown value {got!r}{did_you_mean(got, known)}"
+        case "model_type" | "model_attributes_type":
+            return f"expected a section with keys, got {got!r}"
+    said = mistake["msg"].removeprefix("Value error, ")
+    return f"{said[0].lower()}{said[1:]}, got {got!r}"

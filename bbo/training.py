@@ -1,0 +1,36 @@
+"""Training a prior from a file of designs, with a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bbo.errors import ConfigError
+from smc.priors.training import TrainingProgress, TrainingSettings, train_denoiser
+
+
+def train_prior_file(data: Path, out: Path, *, n_iterations: int, seed: int) -> None:
+    """Train a denoiser on the rows of the .npy file `data` and write it to `out`.
+
+    Raises ConfigError when the file cannot be read, PriorError when its rows cannot be learnt from.
+    """
+    try:
+        X = np.load(data, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {data} as a .npy array of numbers: {error}") from error
+    if not np.issubdtype(X.dtype, np.number):
+        raise ConfigError(f"{data} must hold numbers, got dtype {X.dtype}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"cannot write {out}: no directory {out.parent}")
+    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("training", total=n_iterations, loss="")
+
+        def show(progress: TrainingProgress) -> None:
+            bar.update(task, completed=progress.iteration, loss=f"test loss {progress.test_loss:.4f}")
+
+        settings = TrainingSettings(n_iterations=n_iterations)
+        prior = train_denoiser(X, settings=settings, seed=seed, on_progress=show)
+    prior.save(out)

@@ -1,0 +1,1 @@
+"""Problems, methods and benchmarks: what the framework is shown and measured on."""
