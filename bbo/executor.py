@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,7 @@ class SampleRequest:
     """Index of the shard's first island among all islands of the round."""
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Runs the prior. The same requests give the same results on every executor."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -112,12 +112,14 @@ class Candidates:
     """Traces worth keeping."""
 
 
+@runtime_checkable
 class Stage(Protocol):
     """Times a named stage and shows it: `with stage("fit"): ...`."""
 
     def __call__(self, name: str) -> AbstractContextManager[None]: ...
 
 
+@runtime_checkable
 class Method(Protocol):
     """How candidates are made from observations. The same arguments give the same candidates."""
 

@@ -32,6 +32,7 @@ class Denoised:
         return Denoised(self.x0[rows], self.eps[rows])
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """The prior's transition p(x_s | x_t) for a population of particles."""
 

@@ -6,13 +6,14 @@ ordered numbers in [0, 1); they differ in how evenly those numbers are spread (D
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 
+@runtime_checkable
 class Resampling(Protocol):
     """A resampling scheme."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from smc.result import SMCResult, StepInfo, Trace
 from smc.tempering import Exponential, Tempering
 
 
+@runtime_checkable
 class LogPotential(Protocol):
     """The function that tilts the prior."""
 
@@ -195,9 +196,9 @@ def reweight(particles: Particles, log_psi: Float[Tensor, "islands p"]) -> Parti
     """
     lam = particles.lam[:, None]
     log_twist = torch.where(lam == 0, 0.0, lam * log_psi)  # 0·(-inf) is 0 here: nothing of it counts yet
-    increment = particles.log_ratio + log_twist - particles.log_twist
-    # Who is dead stays dead; its increment may be -inf + inf.
-    increment = torch.where(weights.alive(particles.log_w), increment, -torch.inf)
+    # A twist of -inf has killed its particle already: taking it back out again would be -inf + inf.
+    counted = torch.where(torch.isneginf(particles.log_twist), 0.0, particles.log_twist)
+    increment = particles.log_ratio + log_twist - counted
     log_w, log_mean = weights.normalise(particles.log_w + increment)
     return replace(particles, log_w=log_w, log_twist=log_twist, log_z=particles.log_z + log_mean)
 

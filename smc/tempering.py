@@ -7,7 +7,7 @@ x0; λ_n is 1, at clean data, for every schedule. DAS (Kim et al. 2025) uses the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from smc.errors import SamplerError
 from smc.weights import conditional_ess
 
 
+@runtime_checkable
 class Tempering(Protocol):
     """A rule for the next λ of every island."""
 

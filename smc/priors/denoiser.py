@@ -229,7 +229,7 @@ class Denoiser:
             mean, std = tensors.pop("mean"), tensors.pop("std")
             weights = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
             network.load_state_dict(weights, assign=True)
-        except (KeyError, TypeError, RuntimeError) as e:
+        except (KeyError, RuntimeError) as e:
             raise PriorError(f"{path} does not hold the tensors of the network it announces: {e}") from e
         return cls(network, mean, std, n_steps, eta)
 
@@ -256,4 +256,12 @@ def _read(path: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
         raise PriorError(
             f"{path} has format version {config.get('version')}; this program reads version {FORMAT_VERSION}"
         )
-    return config.get("network", {}), tensors
+    shape = config.get("network")
+    if not isinstance(shape, dict) or not _is_shape(shape):
+        raise PriorError(f"{path} announces no network: expected d, width and n_blocks above 0, got {shape}")
+    return shape, tensors
+
+
+def _is_shape(shape: dict[str, object]) -> bool:
+    has_counts = all(isinstance(count, int) and count >= 1 for count in shape.values())
+    return shape.keys() == {"d", "width", "n_blocks"} and has_counts

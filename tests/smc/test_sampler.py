@@ -1,0 +1,293 @@
+"""The sampler against closed forms of the discretised chain, and its promises."""
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from smc.errors import SamplerError
+from smc.priors.gaussian import GaussianPrior
+from smc.resampling import multinomial, stratified, systematic
+from smc.sampler import Guidance, SamplerConfig, sample
+from smc.tempering import Adaptive, Constant, Exponential, Polynomial
+
+PRIOR = GaussianPrior(torch.tensor([1.0, -0.5]), std=0.7, n_steps=20)
+TILT = torch.tensor([1.5, -1.0])
+
+
+def linear(x0, island):
+    return x0 @ TILT
+
+
+def quadratic(x0, island):
+    """Guidance alone is far from its target, so every weight counts."""
+    return -1.0 * (x0 - torch.tensor([0.2, 0.3])).square().sum(1)
+
+
+def run(config, log_potential=linear, prior=PRIOR, seed=0):
+    return sample(prior, log_potential, config, generator=torch.Generator().manual_seed(seed))
+
+
+def z_scores(result, mean, second, log_z):
+    """Return how many standard errors the evidence and the first two moments are from the truth.
+
+    Unnormalised island estimates Z·E[f] are unbiased for any number of particles: no bias to allow for.
+    """
+    n_islands, p = result.log_w.shape
+    Z = result.log_z.double().exp()
+    w = result.log_w.double().exp() * Z[:, None]
+    x = result.x0.double().view(n_islands, p, -1)
+    estimates = torch.cat(
+        [Z[:, None], (w[..., None] * x).sum(1), (w[..., None] * x.square()).sum(1)], dim=1
+    )
+    truth = math.exp(log_z) * torch.cat([torch.ones(1), mean, second]).double()
+    return (estimates.mean(0) - truth) / (estimates.std(0) / math.sqrt(n_islands))
+
+
+def linear_truth():
+    mean, std = PRIOR.moments()
+    b = TILT.double()
+    tilted = mean + std**2 * b
+    return tilted, tilted**2 + std**2, float(b @ mean + 0.5 * std**2 * (b @ b))
+
+
+def quadratic_truth():
+    mean, std = PRIOR.moments()
+    centre, precision = torch.tensor([0.2, 0.3]).double(), 2.0
+    variance = 1 / (1 / std**2 + precision)
+    tilted = variance * (mean / std**2 + precision * centre)
+    spread = std**2 + 1 / precision
+    log_z = -((mean - centre) ** 2).sum() / (2 * spread) + 2 * 0.5 * math.log(1 / precision / spread)
+    return tilted, tilted**2 + variance, float(log_z)
+
+
+CASES = list(
+    itertools.product(
+        [Exponential(), Polynomial(), Constant(), Adaptive(0.8)],
+        [systematic, stratified, multinomial],
+        [0.0, 0.5, 1.0],
+        [Guidance(), Guidance(max_drift=0.3), None],
+    )
+)
+
+
+@pytest.mark.parametrize(("tempering", "resampling", "ess_min", "guidance"), CASES)
+def test_evidence_and_moments_are_exact(tempering, resampling, ess_min, guidance):
+    config = SamplerConfig(600, 16, tempering, guidance, resampling, ess_min)
+    assert z_scores(run(config), *linear_truth()).abs().max() < 4.5
+    assert z_scores(run(config, quadratic), *quadratic_truth()).abs().max() < 4.5
+
+
+def test_without_potential_the_prior_is_sampled():
+    result = run(SamplerConfig(4000, 1, guidance=None), lambda x0, island: torch.zeros(len(x0)))
+    mean, std = PRIOR.moments()
+    torch.testing.assert_close(result.x0.mean(0).double(), mean, atol=0.05, rtol=0)
+    assert result.x0.std().item() == pytest.approx(math.hypot(std, 0.75), rel=0.05)  # std of both coordinates
+    assert torch.equal(result.log_z, torch.zeros(4000))
+
+
+def test_pooled_draws_have_the_bias_of_the_whole_population():
+    config = SamplerConfig(3000, 4, guidance=None)
+    result = run(config, quadratic)
+    generator = torch.Generator().manual_seed(1)
+    mean, _, _ = quadratic_truth()
+    pooled = (result.x0[result.draw_pooled(generator, 6000)].double().mean(0) - mean).norm()
+    each = (result.x0[result.draw(generator, 2).flatten()].double().mean(0) - mean).norm()
+    assert pooled < 0.02
+    assert each > 2 * pooled  # four particles an island are biased, and this test can see it
+
+
+def test_draws_follow_the_weights_of_their_own_island():
+    result = run(SamplerConfig(3, 4), quadratic)
+    rows = result.draw(torch.Generator().manual_seed(0), 20_000)
+    assert rows.shape == (3, 20_000)
+    for island in range(3):
+        shares = torch.bincount(rows[island] - 4 * island, minlength=4) / 20_000
+        torch.testing.assert_close(shares, result.log_w[island].exp(), atol=0.02, rtol=0)
+
+
+def test_best_is_the_highest_potential_of_each_island():
+    result = run(SamplerConfig(5, 7), quadratic)
+    best = result.best()
+    assert torch.equal(best // 7, torch.arange(5))
+    assert torch.equal(quadratic(result.x0, None)[best], quadratic(result.x0, None).view(5, 7).amax(1))
+
+
+@pytest.mark.parametrize("max_batch", [1, 7, 64, 10_000])
+def test_results_do_not_depend_on_the_chunk_size(max_batch):
+    config = SamplerConfig(10, 16, ess_min=1.0)
+    whole, chunked = run(config, quadratic), run(replace(config, max_batch=max_batch), quadratic)
+    torch.testing.assert_close(chunked.x0, whole.x0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(chunked.log_w, whole.log_w, atol=1e-4, rtol=0)
+
+
+def test_same_seed_same_result_and_global_stream_untouched():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, second = run(SamplerConfig(4, 8)), run(SamplerConfig(4, 8))
+    assert torch.equal(first.x0, second.x0)
+    assert torch.equal(first.log_w, second.log_w)
+    assert not torch.equal(first.x0, run(SamplerConfig(4, 8), seed=1).x0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_each_row_is_told_its_island():
+    seen = []
+
+    def potential(x0, island):
+        seen.append(island.clone())
+        return x0[:, 0] * (island == 1)
+
+    run(SamplerConfig(3, 2, max_batch=4), potential)
+    assert torch.equal(torch.cat(seen[:2]), torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
+def test_resampling_gathers_everything():
+    """x, its estimates, its gradient and its twist must stay together: x = √ᾱ·x0 + √(1-ᾱ)·eps tells."""
+    checked = []
+
+    @dataclass(frozen=True)
+    class Watching:
+        inner: GaussianPrior
+        event_shape: tuple = (2,)
+        design_shape: tuple = (2,)
+        steps: tuple = field(default_factory=lambda: PRIOR.steps)
+
+        def init(self, n, generator):
+            return self.inner.init(n, generator)
+
+        def denoise(self, x, t):
+            return self.inner.denoise(x, t)
+
+        def decode(self, x0):
+            return x0
+
+        def fingerprint(self):
+            return ""
+
+        def kernel(self, x, denoised, t, s):
+            again = self.inner.denoise(x, t)
+            torch.testing.assert_close(denoised.x0, again.x0)
+            torch.testing.assert_close(denoised.eps, again.eps)
+            checked.append(t)
+            return self.inner.kernel(x, denoised, t, s)
+
+    run(SamplerConfig(5, 16, ess_min=1.0), quadratic, prior=Watching(PRIOR))
+    assert len(checked) == len(PRIOR.steps)
+
+
+def test_trace_is_a_copy_with_a_row_for_every_step():
+    result = run(SamplerConfig(6, 16, ess_min=1.0), lambda x0, island: 5 * quadratic(x0, island))
+    trace = result.trace
+    assert trace.ess.shape == trace.lam.shape == (20, 6)
+    assert trace.lam[0].max() == 0
+    assert (trace.lam[1:] >= trace.lam[:-1]).all()
+    assert trace.ess[0].min() == pytest.approx(16, rel=1e-4)
+    assert trace.ess[-5:].min() < 15.9
+    assert trace.is_resampled.all()
+    assert 1 <= trace.n_ancestors.min() < 16
+    assert trace.log_w_var[-1].max() > 0
+    assert trace.n_bad.sum() == 0
+
+
+def test_a_sharp_potential_that_extrapolates_stays_on_the_prior():
+    """A potential that grows without end: the capped drift keeps x0 finite and within sight of the prior."""
+    result = run(SamplerConfig(8, 16), lambda x0, island: 1e4 * x0.sum(1))
+    assert torch.isfinite(result.x0).all()
+    assert result.x0.norm(dim=1).max() < 50
+    assert torch.isfinite(result.log_z).all()
+
+
+# ---------------------------------------------------------------- corners and refusals
+def test_one_particle_one_step():
+    result = run(SamplerConfig(5, 1), prior=replace(PRIOR, n_steps=1))
+    assert torch.isfinite(result.x0).all()
+    assert torch.equal(result.log_w, torch.zeros(5, 1))
+    assert torch.equal(result.draw(torch.Generator().manual_seed(0)), torch.arange(5)[:, None])
+
+
+def test_some_particles_without_a_finite_potential_die_and_are_counted():
+    def half_blind(x0, island):
+        return torch.where(x0[:, 0] > 1.0, torch.nan, x0.sum(1))
+
+    result = run(SamplerConfig(200, 4, ess_min=0.5), half_blind)
+    assert not torch.isnan(result.log_z).any()
+    assert result.trace.n_bad.sum() > 0
+    is_bad = (result.x0[:, 0] > 1.0).view(200, 4) & ~torch.isneginf(result.log_z)[:, None]
+    assert torch.equal(result.log_w[is_bad], torch.full((int(is_bad.sum()),), -torch.inf))
+    drawn = result.x0[result.draw(torch.Generator().manual_seed(0))[~torch.isneginf(result.log_z)].flatten()]
+    assert (drawn[:, 0] <= 1.0).all()
+
+
+def test_a_gradient_that_is_not_finite_costs_guidance_not_the_particle():
+    def kinked(x0, island):
+        return -(x0[:, 0] - x0[:, 0]).abs().sqrt() + x0.sum(1) * 0  # √ at 0: value 0, gradient NaN
+
+    result = run(SamplerConfig(10, 8), kinked)
+    assert result.trace.n_bad.sum() > 0
+    assert torch.isfinite(result.log_z).all()
+    assert torch.isfinite(result.x0).all()
+
+
+def test_nobody_alive_is_an_error_that_names_the_step():
+    def blind_late(x0, island):
+        return x0.sum(1) * torch.nan
+
+    with pytest.raises(SamplerError, match=r"no particle of 128 .* 128 particles at step 0 of 20"):
+        run(SamplerConfig(8, 16), blind_late)
+
+
+@pytest.mark.parametrize(
+    ("potential", "said"),
+    [
+        (lambda x0, island: x0, r"shape \(32,\), got \(32, 2\)"),
+        (lambda x0, island: x0.sum(), r"shape \(32,\), got \(\)"),
+        (lambda x0, island: torch.ones(len(x0), dtype=torch.long), "floating point"),
+        (lambda x0, island: x0.detach().sum(1), "guidance=None"),
+    ],
+)
+def test_potentials_that_cannot_be_used_are_refused(potential, said):
+    with pytest.raises(SamplerError, match=said):
+        run(SamplerConfig(4, 8), potential)
+
+
+def test_a_potential_without_gradient_works_unguided():
+    result = run(SamplerConfig(600, 16, guidance=None, ess_min=1.0), lambda x0, island: linear(x0.detach(), island))
+    assert z_scores(result, *linear_truth()).abs().max() < 4.5
+
+
+def test_guidance_before_its_start_asks_for_no_gradient():
+    asked = []
+
+    def potential(x0, island):
+        asked.append(x0.requires_grad)
+        return linear(x0, island)
+
+    run(SamplerConfig(4, 8, guidance=Guidance(start=0.5)), potential)
+    assert asked == [False] * 10 + [True] * 10 + [False]
+
+
+def test_a_chain_without_noise_cannot_be_guided():
+    with pytest.raises(SamplerError, match="eta = 0"):
+        run(SamplerConfig(4, 8), prior=replace(PRIOR, eta=0.0))
+    assert torch.isfinite(run(SamplerConfig(4, 8, guidance=None), prior=replace(PRIOR, eta=0.0)).x0).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_islands": 0},
+        {"n_particles": 0},
+        {"ess_min": 1.5},
+        {"max_batch": 0},
+    ],
+)
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(SamplerError):
+        SamplerConfig(**wrong)
+    with pytest.raises(SamplerError):
+        Guidance(max_drift=0.0)
+    with pytest.raises(SamplerError):
+        Guidance(start=2.0)
