@@ -1,0 +1,31 @@
+# make demo   runs the airfoil campaign            make test   checks and tests everything
+# Both set up .venv first, if needed, with the versions that were tested together.
+
+PYTHON ?= python3.11
+export OMP_NUM_THREADS = 1
+BIN := .venv/bin
+
+.PHONY: demo test check install clean
+
+demo: install
+	@$(BIN)/python -m experiments.demo
+
+test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv; a minute or two the first time."
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[airfoil,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv runs
