@@ -22,7 +22,7 @@ BLOBS = "blobs"
 
 
 class BlobStore:
-    """The blobs of one campaign directory. Any number of readers; writers of the same blob do no harm."""
+    """The blobs of one campaign directory. Any number of processes may read and write at once."""
 
     def __init__(self, directory: Path) -> None:
         self._folder = directory / BLOBS
@@ -48,9 +48,8 @@ class BlobStore:
             make_directory(self._folder)
             if not (path.is_file() and _digest(path.read_bytes()) == sha256):
                 _write_durably(path, data)
-            fsync_directory(
-                self._folder
-            )  # always: a driver killed before its own fsync may have left the entry
+            # Always: a driver that was killed before its own fsync may have left the entry.
+            fsync_directory(self._folder)
         except OSError as error:
             raise BlobError(
                 f"cannot write the blob {path}: {error.strerror}; free the disk, then run again"
@@ -81,7 +80,7 @@ class BlobStore:
 
         # Copies: safetensors refuses views and tensors that share memory, as x0 and its design often do.
         copies = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in sorted(tensors.items())
         }
         return self.put_bytes(save(copies))

@@ -62,9 +62,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.budget < 1:
-            raise ConfigError(f"campaign.budget must be at least 1 query, got {self.budget}")
+            raise ConfigError(f"budget must be at least 1 query, got {self.budget}")
         if self.batch_size < 1:
-            raise ConfigError(f"campaign.batch_size must be at least 1 query, got {self.batch_size}")
+            raise ConfigError(f"batch_size must be at least 1 query, got {self.batch_size}")
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
         )
     if settings.in_doubt is InDoubt.RETRY and not oracle.is_idempotent:
         raise ConfigError(
-            f"campaign.in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so "
+            f"in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so "
             "a query could be paid twice; use 'count_as_spent'"
         )
 

@@ -102,13 +102,16 @@ def print_best(table: pd.DataFrame) -> None:
         shown_table.add_column(name, justify="right")
     for rank, row in enumerate(table.to_dict("records"), start=1):
         shown_table.add_row(
-            str(rank), _number(row["value"]), _belief(row), str(row["query"]), str(row["round"])
+            str(rank),
+            _number(row["value"]),
+            _belief(row["predicted_mean"], row["predicted_std"]),
+            str(row["query"]),
+            str(row["round"]),
         )
     console.print(shown_table)
 
 
-def _belief(row: Mapping[str, float]) -> str:
-    mean, std = row["predicted_mean"], row["predicted_std"]
+def _belief(mean: float, std: float) -> str:
     return "-" if pd.isna(mean) else f"{_number(mean)} ± {_number(std)}"
 
 

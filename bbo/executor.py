@@ -32,8 +32,6 @@ class SampleRequest:
 class Executor(Protocol):
     """Runs the prior. The same requests give the same results on every executor."""
 
-    prior: Prior
-
     def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
         """Return the weighted samples of each shard, in order; None samples the prior itself."""
         ...

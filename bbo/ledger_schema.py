@@ -53,7 +53,7 @@ class QueryState(StrEnum):
     FAILED = "failed"
     """Answered with a reason instead of outcomes."""
     IN_DOUBT = "in_doubt"
-    """Sent by a driver that is gone. Whether it was paid is not known, so it counts as spent."""
+    """Sent by a driver that is gone. It may have been paid, so it keeps its place in the budget."""
 
 
 TRANSITIONS: tuple[tuple[QueryState, QueryState], ...] = (

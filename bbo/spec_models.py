@@ -144,8 +144,9 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if isinstance(value, str) and any(get_origin(part) is Callable or part is Callable for part in accepted):
         return load_attribute(value, folder)
-    if isinstance(value, str) and Path in accepted and str in accepted:
-        return folder / value
+    if isinstance(value, str) and Path in accepted:
+        # An input that a constructor reads may be text; where something is written is a Path and nothing else.
+        return folder / value if str in accepted else Path(value)
     return value
 
 

@@ -82,17 +82,19 @@ def _built(checked: BaseModel, path: Path) -> Plan:
     for section in ("campaign", "prior", "oracle", "method"):
         try:
             parts[section] = build(getattr(checked, section), path.parent)
+            if section == "campaign":
+                parts["settings"] = parts[section].settings()
         except (BboError, OracleError, SMCError, SurrogateError) as error:
             mistakes.append(f"  {section}: {error}")
     if not mistakes:
         try:
-            check_parts(parts["prior"], parts["oracle"], parts["campaign"].settings())
+            check_parts(parts["prior"], parts["oracle"], parts["settings"])
         except BboError as error:
             mistakes.append(f"  {error}")
     if mistakes:
         raise ConfigError("\n".join([f"{path}:", *mistakes]))
-    section = parts["campaign"]
-    return Plan(Path(section.directory), section.settings(), parts["prior"], parts["oracle"], parts["method"])
+    directory = parts["campaign"].directory
+    return Plan(directory, parts["settings"], parts["prior"], parts["oracle"], parts["method"])
 
 
 # ------------------------------------------------------------------- reading

@@ -61,7 +61,8 @@ def value_of(query: Query, objective: str) -> float:
 
 def design_of(ledger: Ledger, query: Query) -> np.ndarray:
     """Return the design of a query, as it was reserved."""
-    return load(ledger.blobs.get_bytes(query.artifact))["design"][query.row]
+    design: np.ndarray = load(ledger.blobs.get_bytes(query.artifact))["design"][query.row]
+    return design
 
 
 def _row(query: Query, objective: str) -> dict[str, Any]:

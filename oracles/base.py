@@ -20,14 +20,28 @@ from oracles.evaluation import Evaluation
 class Oracle(Protocol):
     """The expensive black box."""
 
-    name: str
-    design_shape: tuple[int, ...] | None
-    """Shape of one design it takes; None where it takes any."""
-    n_per_call: int | None
-    """How many designs one call takes; None for as many as there are. Queries are sent in groups of this
-    size, so that a crash leaves at most one group in doubt."""
-    is_idempotent: bool
-    """Whether asking again for the same design costs nothing and answers the same."""
+    @property
+    def name(self) -> str:
+        """How it is called in messages and in the ledger."""
+        ...
+
+    @property
+    def design_shape(self) -> tuple[int, ...] | None:
+        """Shape of one design it takes; None where it takes any."""
+        ...
+
+    @property
+    def n_per_call(self) -> int | None:
+        """How many designs one call takes; None for as many as there are.
+
+        Queries are sent in groups of this size, so that a crash leaves at most one group in doubt.
+        """
+        ...
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether asking again for the same design costs nothing and answers the same."""
+        ...
 
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
         """Return one evaluation per design, in order."""

@@ -74,5 +74,6 @@ def _fitted(path: Path) -> tuple[Float[np.ndarray, " 18"], float]:
 def _is_usual(design: Float[np.ndarray, " 18"]) -> bool:
     upper, lower = surfaces(design[None], _STATIONS)
     thickness = upper[0] - lower[0]
-    has_usual_weights = bool(np.abs(design[:TRAILING_EDGE]).max() < MAX_WEIGHT)
-    return has_usual_weights and thickness.min() > 0 and MIN_THICKNESS <= thickness.max() <= MAX_THICKNESS
+    has_usual_weights = np.abs(design[:TRAILING_EDGE]).max() < MAX_WEIGHT
+    has_usual_thickness = MIN_THICKNESS <= thickness.max() <= MAX_THICKNESS
+    return bool(has_usual_weights and has_usual_thickness and thickness.min() > 0)

@@ -51,12 +51,20 @@ class Kernel(Protocol):
 class Prior(Protocol):
     """A diffusion model of plausible designs, already conditioned."""
 
-    event_shape: tuple[int, ...]
-    """Shape of one latent."""
-    design_shape: tuple[int, ...]
-    """Shape of one decoded design: what the oracle sees."""
-    steps: tuple[tuple[int, int], ...]
-    """The reverse chain as explicit (t, s) pairs; each s is the t of the next pair, the last s is CLEAN."""
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        ...
+
+    @property
+    def design_shape(self) -> tuple[int, ...]:
+        """Shape of one decoded design: what the oracle sees."""
+        ...
+
+    @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        """The reverse chain as explicit (t, s) pairs; each s is the t of the next pair, the last s is CLEAN."""
+        ...
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n *event"]:
         """Draw n latents at the first t."""

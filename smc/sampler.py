@@ -47,7 +47,7 @@ class LogPotential(Protocol):
 class Guidance:
     """The locally optimal proposal: each step is shifted along the gradient of the log-potential."""
 
-    max_drift: float = 2.0
+    max_drift: float = 1.0
     """Longest shift of one step, in units of the kernel's std. Any cap leaves the weights exact; without one
     an extrapolating potential can throw particles off the prior in a single step."""
     start: float = 0.0

@@ -129,5 +129,6 @@ class GaussianKernel:
 
 def capped(drift: Float[Tensor, "n *event"], longest: float) -> Float[Tensor, "n *event"]:
     """Return each row of `drift`, shortened to the length `longest` where it is longer."""
-    length = torch.linalg.vector_norm(drift.flatten(1), dim=1).view(-1, *[1] * (drift.dim() - 1))
-    return drift * (longest / length.clamp(min=longest))
+    length: Tensor = torch.linalg.vector_norm(drift.flatten(1), dim=1)
+    shrink = longest / length.clamp(min=longest)
+    return drift * shrink.view(-1, *[1] * (drift.dim() - 1))

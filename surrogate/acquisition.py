@@ -44,7 +44,7 @@ class Mean:
 class UCB:
     """Upper confidence bound, mean + beta·std (GP-UCB, Srinivas et al. 2010, arXiv 0912.3995)."""
 
-    beta: float = 2.0
+    beta: float = 1.0
     """Multiplies the std itself; where a paper multiplies the std by √β, this is its √β."""
 
     def __call__(

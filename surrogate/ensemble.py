@@ -42,8 +42,11 @@ class DeepEnsemble:
     """Units of each hidden layer."""
     depth: int = 2
     """Hidden layers of a trained network; a random one has a single hidden layer."""
-    prior_std: float = 1.0
-    """Scale of the random networks: about their std at the data, in units of the std of y."""
+    prior_std: float = 2.5
+    """Scale of the random networks: about their std at the data, in units of the std of y.
+
+    With less, few observations make the ensemble over-confident; with more, many are fitted worse.
+    """
     n_iterations: int = 400
     """Steps of Adam, one batch each."""
     batch_size: int = 128
@@ -81,8 +84,9 @@ class DeepEnsemble:
         Z = x_scale(data.X.double()).float()
         targets = y_scale(data.y.double()).float().squeeze(1)
         hidden = [self.width] * self.depth
-        prior = _random_network(self.n_members, [Z.shape[1], self.width, 1], generator, Z.device)
-        trained = _random_network(self.n_members, [Z.shape[1], *hidden, 1], generator, Z.device)
+        prior = _random_network(self.n_members, [Z.shape[1], self.width, 1], 1.0, generator, Z.device)
+        # Trained networks start at 0, so that prior_std alone decides how they disagree beyond the data.
+        trained = _random_network(self.n_members, [Z.shape[1], *hidden, 1], 0.0, generator, Z.device)
         residuals = targets - self.prior_std * prior(Z)
         draws = torch.rand(self.n_members, len(data), generator=generator, device=Z.device)
         weights = -torch.log1p(-draws) * _reliability(data, y_scale)  # -log(1 - u) of a uniform u is Exp(1)
@@ -97,7 +101,7 @@ class DeepEnsemble:
         weights: Float[Tensor, "s n"],
         generator: Generator,
     ) -> None:
-        """Fit every member of `network` to its row of `residuals`, in place. Raises FitError when it diverges."""
+        """Fit each member of `network` to its row of `residuals`, in place; raise FitError if it diverges."""
         parameters = [tensor.requires_grad_() for tensor in (*network.weights, *network.biases)]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.n_iterations)
@@ -177,15 +181,15 @@ class Network:
 
 
 def _random_network(
-    n_members: int, sizes: Sequence[int], generator: Generator, device: torch.device
+    n_members: int, sizes: Sequence[int], output_gain: float, generator: Generator, device: torch.device
 ) -> Network:
-    """Return untrained members with layers of these sizes; standardised inputs give outputs of order 1."""
+    """Return untrained members with layers of these sizes; their outputs have a std near `output_gain`."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(n_members, *shape, generator=generator, device=device)
 
     pairs = list(pairwise(sizes))
-    gains = [1.0] + [math.sqrt(2)] * (len(pairs) - 1)  # SiLU, like ReLU, about halves the second moment
+    gains = [1.0] + [math.sqrt(2)] * (len(pairs) - 2) + [output_gain]  # SiLU about halves the second moment
     return Network(
         tuple(gain / math.sqrt(a) * normal(a, b) for gain, (a, b) in zip(gains, pairs, strict=True)),
         (*(normal(1, b) for _, b in pairs[:-1]), torch.zeros(n_members, 1, sizes[-1], device=device)),
@@ -193,7 +197,7 @@ def _random_network(
 
 
 def _ordered(data: Dataset) -> Dataset:
-    """Return the same observations sorted by value: what is drawn then does not depend on how they came."""
+    """Return the same observations sorted by value: no draw then depends on the order they came in."""
     noise = [] if data.noise_std is None else [data.noise_std.double()]
     keys = torch.stack([*noise, data.y.double(), *data.X.double().T.flip(0)])  # the last key decides first
     order = torch.from_numpy(np.lexsort(keys.cpu().numpy())).to(data.X.device)
@@ -201,7 +205,7 @@ def _ordered(data: Dataset) -> Dataset:
 
 
 def _reliability(data: Dataset, y_scale: Standardize) -> Float[Tensor, " n"]:
-    """Return the weight that known noise gives each row: 1 at most, 1/2 at the median noise; 1 without any."""
+    """Return the weight that known noise gives each row: 1/2 at the median noise, 1 without any."""
     if data.noise_std is None:
         return torch.ones(len(data), device=data.y.device)
     variance = (data.noise_std.double() / y_scale.std).square()

@@ -7,8 +7,8 @@ to the labels ±1 as if they were numbers, and a probit turns its belief into a 
 
 where var includes the noise of the labels. The slope α is the one under which the labels are most probable
 when each is left out: without it a model that saw few failures is far too sure. The book fits β likewise;
-here β follows from α, so that far from all data p is the base rate, neither 1/2 nor certainty. The base rate is
-Laplace's rule of succession, (k + 1) / (n + 2).
+here β follows from α, so that far from all data p is the base rate, neither 1/2 nor certainty. The base rate
+is Laplace's rule of succession, (k + 1) / (n + 2).
 
 Notation (code → above):  slope → α,  offset → β.
 """

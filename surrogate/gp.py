@@ -114,7 +114,7 @@ def _maximise_posterior(model: SingleTaskGP, max_iterations: int) -> None:
     from the global random stream. Raises FitError when the likelihood is not finite.
     """
     mll = ExactMarginalLogLikelihood(model.likelihood, model).train()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.enable_grad():
         # Both harmless: a line search that ends early keeps its best point, and jitter stays in its trials.
         warnings.simplefilter("ignore", OptimizationWarning)
         warnings.simplefilter("ignore", NumericalWarning)

@@ -19,9 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a second thread s
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
-from sklearn.model_selection import StratifiedKFold, cross_val_predict  # type: ignore[import-untyped]
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from torch import Generator, Tensor
 
 from experiments.problems.train_airfoil_prior import (
@@ -138,7 +138,7 @@ def _auc(X: Float[np.ndarray, "k d"], is_a: Bool[np.ndarray, " k"], seed: int) -
 
 
 def _energies(distances: Float[Tensor, "k k"], is_a: Bool[Tensor, "p k"]) -> Float[Tensor, " p"]:
-    """Return the energy distance of every split of k rows into halves, pairs of a row with itself left out."""
+    """Return the energy distance of every split of k rows into halves; a row is no pair with itself."""
     n = len(distances) // 2
     signs = torch.where(is_a, 1.0, -1.0).double()
     within = (distances.sum() + ((signs @ distances) * signs).sum(1)) / 2  # of both halves: the signs agree

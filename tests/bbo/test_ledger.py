@@ -549,6 +549,18 @@ class TestTwoDrivers:
             second.send(ids[1:])
             assert second.counts() == Counts(sent=2)
 
+    def test_one_who_fails_to_become_driver_leaves_the_place_free(self, tmp_path: Path) -> None:
+        def broken() -> float:
+            raise OSError("no clock")
+
+        _create(tmp_path).close()
+        with Ledger.open(tmp_path, clock=broken) as first, Ledger.open(tmp_path) as second:
+            with pytest.raises(OSError, match="no clock") as caught:
+                first.drive()
+            second.drive()
+            assert [event.detail["fence"] for event in second.events()] == [1]
+            assert caught.traceback  # still holds what the failed attempt held
+
     def test_a_lock_without_a_name_in_it_still_locks(self, ledger: Ledger) -> None:
         (ledger.directory / "lock").write_text("")
         with (
@@ -588,6 +600,14 @@ class TestReading:
         assert _ids(ledger.queries({FAILED}, [1])) == ledger.queries(set()) == ledger.queries(rounds=[]) == []
         assert ledger.queries({DONE})[0].evaluation.outcomes == {"a": 1.0, "b": 2.0}
         assert [record.number for record in ledger.rounds()] == [1, 5]
+
+    def test_a_group_may_be_larger_than_a_statement(self, tmp_path: Path) -> None:
+        with _create(tmp_path, 1200).drive() as ledger:
+            with ledger._engine.connect() as connection:  # the least that SQLite is ever built with
+                driver = connection.connection.driver_connection
+                driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+            ledger.send(_ids(_reserve(ledger, 1200)))
+            assert len(ledger.doubt_sent()) == ledger.counts().in_doubt == 1200
 
     def test_is_quick_with_many_queries(self, tmp_path: Path) -> None:
         n = 20_000

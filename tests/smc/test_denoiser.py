@@ -85,7 +85,7 @@ class TestChain:
     ):
         x0, eps, t = noise(6, 1), noise(6, 2), 300
         signal, rest = math.sqrt(ALPHA_BARS[t]), math.sqrt(1 - ALPHA_BARS[t])
-        monkeypatch.setattr(prior.network, "forward", lambda x, t: signal * eps - rest * x0)
+        monkeypatch.setattr(prior.network, "forward", lambda *_: signal * eps - rest * x0)
         denoised = prior.denoise(signal * x0 + rest * eps, t)
         torch.testing.assert_close(denoised.x0, x0)
         torch.testing.assert_close(denoised.eps, eps)
@@ -230,7 +230,7 @@ class TestFiles:
         assert torch.equal(torch.random.get_rng_state(), state)
 
     def test_missing_file(self, tmp_path: Path):
-        with pytest.raises(PriorError, match="no prior at .*nowhere.safetensors"):
+        with pytest.raises(PriorError, match=r"no prior at .*nowhere\.safetensors"):
             Denoiser.load(tmp_path / "nowhere.safetensors")
 
     @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])

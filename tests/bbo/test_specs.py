@@ -1,0 +1,182 @@
+"""Campaign files: what is accepted, and that every mistake is reported at once with its path and a hint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bbo.campaign import InDoubt, Settings
+from bbo.errors import ConfigError
+from bbo.loop import SteeredPrior
+from bbo.specs import load_plan
+from oracles.airfoil import AirfoilOracle
+from smc.priors.training import TrainingSettings, train_denoiser
+from smc.resampling import stratified
+from smc.sampler import Guidance, SamplerConfig
+from smc.tempering import Adaptive
+from surrogate.acquisition import UCB
+from surrogate.gp import ExactGP
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+MISTAKES = """
+campaign:
+  directory: runs/x
+  budgt: 256
+  batch_size: "many"
+  seed: 1.5
+  in_doubt: rettry
+prior: {type: denoisr, path: x}
+oracle: {type: airfoil, alfa: 3}
+method:
+  surrogate: {max_iterations: 3}
+  acquisition: {type: ucb, beta: two}
+  sampler: {tempering: {type: exponental}, resampling: systemtic, guidance: {max_drif: 3}}
+  kl_coef: true
+extra: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def prior_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prior") / "small.safetensors"
+    settings = TrainingSettings(n_iterations=2, width=8, n_blocks=1, batch_size=16)
+    train_denoiser(np.random.default_rng(0).normal(size=(32, 2)), settings=settings).save(path)
+    return path
+
+
+def written(tmp_path, prior_file, text="", oracle="{type: function, function: 'mine.py:bowl'}"):
+    (tmp_path / "mine.py").write_text("def bowl(design):\n    return -float((design ** 2).sum())\n")
+    path = tmp_path / "campaign.yaml"
+    path.write_text(
+        f"campaign: {{directory: {tmp_path / 'run'}, budget: 6, batch_size: 3}}\n"
+        f"prior: {{type: denoiser, path: {prior_file}, n_steps: 5}}\noracle: {oracle}\n{text}"
+    )
+    return path
+
+
+def test_the_example_builds_the_defaults():
+    plan = load_plan(EXAMPLES / "airfoil.yaml")
+    assert plan.settings == Settings(256, 16, 0, in_doubt=InDoubt.RETRY)
+    assert plan.method == SteeredPrior()
+    assert plan.oracle == AirfoilOracle()
+    assert plan.prior.design_shape == (18,)
+
+
+def test_every_part_of_a_method_can_be_set(tmp_path, prior_file):
+    text = """
+method:
+  surrogate: {type: gp, max_iterations: 7}
+  acquisition: {type: ucb, beta: 1}
+  feasibility: null
+  kl_coef: 2e-1
+  n_shards: 2
+  sampler: {n_islands: 3, tempering: {type: adaptive, ess_target: 0.5}, resampling: stratified,
+            guidance: {max_drift: 3}, ess_min: 1}
+"""
+    method = load_plan(written(tmp_path, prior_file, text)).method
+    sampler = SamplerConfig(
+        3, tempering=Adaptive(0.5), guidance=Guidance(3.0), resampling=stratified, ess_min=1.0
+    )
+    assert method == SteeredPrior(ExactGP(max_iterations=7), UCB(1.0), None, 0.2, sampler, 2)
+
+
+def test_overrides_change_and_add_sections(tmp_path, prior_file):
+    path = written(tmp_path, prior_file)
+    plan = load_plan(path, ["campaign.seed=5", "method.sampler.guidance=null", "campaign.in_doubt=count_as_spent"])
+    assert plan.settings.seed == 5
+    assert plan.method == replace(SteeredPrior(), sampler=SamplerConfig(guidance=None))
+
+
+def test_a_plan_runs(tmp_path, prior_file):
+    plan = load_plan(written(tmp_path, prior_file))
+    with plan.open() as campaign:
+        campaign.run()
+        assert len(campaign.history()) == 6
+
+
+def test_every_mistake_is_reported_at_once(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(MISTAKES)
+    with pytest.raises(ConfigError) as refused:
+        load_plan(path)
+    lines = str(refused.value).splitlines()
+    assert lines[0] == f"{path}:"
+    assert lines[1:] == [
+        "  campaign.batch_size: input should be a valid integer, got 'many'",
+        "  campaign.budget: is missing",
+        "  campaign.budgt: unknown key; did you mean 'budget'?",
+        "  campaign.in_doubt: unknown value 'rettry'; did you mean 'retry'?",
+        "  campaign.seed: input should be a valid integer, got 1.5",
+        "  extra: unknown key; known are campaign, method, oracle, prior",
+        "  method.acquisition.beta: input should be a number, got 'two'",
+        "  method.kl_coef: input should be a number, got True",
+        "  method.sampler.guidance.max_drif: unknown key; did you mean 'max_drift'?",
+        "  method.sampler.resampling: unknown value 'systemtic'; did you mean 'systematic'?",
+        "  method.sampler.tempering: unknown type 'exponental'; did you mean 'exponential'?",
+        "  method.surrogate: needs a 'type'; known are gp, ensemble",
+        "  oracle.alfa: unknown key; did you mean 'alpha'?",
+        "  prior: unknown type 'denoisr'; did you mean 'denoiser'?",
+    ]
+
+
+def test_what_constructors_refuse_is_reported_with_its_section(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "campaign: {directory: x, budget: 0}\nprior: {type: denoiser, path: nowhere.safetensors}\n"
+        "oracle: {type: airfoil, reynolds: -1}\nmethod: {sampler: {n_islands: 0}}\n"
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_plan(path)
+    text = str(refused.value)
+    assert "campaign: budget must be at least 1 query, got 0" in text
+    assert f"prior: no prior at {tmp_path / 'nowhere.safetensors'}" in text
+    assert "reynolds must be above 0" in text
+    assert "at least 1 island" in text
+
+
+def test_a_prior_of_another_dimension_than_the_oracle_is_refused(tmp_path, prior_file):
+    with pytest.raises(ConfigError, match=r"takes designs of shape \(18,\), but the prior makes \(2,\)"):
+        load_plan(written(tmp_path, prior_file, oracle="{type: airfoil}"))
+
+
+@pytest.mark.parametrize(
+    ("oracle", "said"),
+    [
+        ("{type: function, function: 'mine.py:bwl'}", "mine.py has no 'bwl'"),
+        ("{type: function, function: 'nowhere.py:f'}", "no file"),
+        ("{type: function, function: 'no.such.module:f'}", "cannot import no.such.module"),
+        ("{type: function, function: 'bowl'}", "expected 'package.module:attribute'"),
+    ],
+)
+def test_user_code_that_cannot_be_loaded(tmp_path, prior_file, oracle, said):
+    with pytest.raises(ConfigError, match=said):
+        load_plan(written(tmp_path, prior_file, oracle=oracle))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("just words", "must hold sections"),
+        ("campaign: [1, 2", "is not YAML"),
+        ("campaign: {budget: 1, budget: 2}", "'budget' stands twice"),
+        ("campaign: 5\nprior: {type: denoiser, path: x}\noracle: {type: airfoil}", "campaign: expected a section"),
+    ],
+)
+def test_files_that_are_no_campaign(tmp_path, text, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_plan(path)
+
+
+@pytest.mark.parametrize("override", ["seed", "=5", "campaign..seed=5", "campaign.seed.x=5"])
+def test_overrides_that_are_none(override):
+    with pytest.raises(ConfigError):
+        load_plan(EXAMPLES / "airfoil.yaml", [override])
+
+
+def test_a_missing_file_is_one_line():
+    with pytest.raises(ConfigError, match=r"cannot read nowhere.yaml: No such file"):
+        load_plan(Path("nowhere.yaml"))
