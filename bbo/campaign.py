@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bbo import seeds, tables
 from bbo.describe import check_same, describe, describe_oracle, describe_prior
-from bbo.errors import BudgetError, CampaignError, ConfigError
+from bbo.errors import CampaignError, ConfigError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import Candidates, Method, Observations, SteeredPrior, ask, run_round

@@ -51,7 +51,9 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
     plan = load_plan(config, overrides or [])
     prior, settings = plan.prior, plan.settings
     typer.echo(f"{config} is fine")
-    typer.echo(f"  campaign   {plan.directory}, {settings.budget} queries in batches of {settings.batch_size}")
+    typer.echo(
+        f"  campaign   {plan.directory}, {settings.budget} queries in batches of {settings.batch_size}"
+    )
     typer.echo(f"  prior      designs of shape {tuple(prior.design_shape)}, {len(prior.steps)} steps")
     typer.echo(f"  oracle     {plan.oracle.name}")
     typer.echo(f"  surrogate  {type(plan.method.surrogate).__name__}, kl_coef {plan.method.kl_coef:g}")

@@ -14,7 +14,7 @@ from smc.prior import Prior
 
 def describe(part: object) -> object:
     """Return a setting as JSON: dataclasses field by field under their registered name, functions by name."""
-    if part is None or isinstance(part, bool | int | float | str) and not isinstance(part, Enum):
+    if part is None or (isinstance(part, bool | int | float | str) and not isinstance(part, Enum)):
         return part
     if isinstance(part, Enum):
         return part.value

@@ -161,8 +161,7 @@ class SteeredPrior:
             results = executor.sample(potential, self._requests(seed))
         with stage("select"):
             picks = draw_from_islands(results, n, seeds.generator(seed, "select"))
-            candidates = _candidates(picks, results, executor, potential)
-        return candidates
+            return _candidates(picks, results, executor, potential)
 
     def fit(self, observed: Observations, seed: int) -> Potential:
         """Return what the round believes and wants. Raises FitError when the surrogate cannot be fitted."""

@@ -15,7 +15,16 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    create_model,
+)
 
 from bbo.campaign import InDoubt, Settings
 from bbo.loop import SteeredPrior
@@ -100,13 +109,20 @@ def _choice(kind: str) -> Any:
 
 def _field_type(hint: Any) -> Any:
     """Return how a parameter of this type is written in a file."""
-    simple = {bool: StrictBool, int: StrictInt, float: Annotated[float, BeforeValidator(_number)], str: StrictStr}
+    simple = {
+        bool: StrictBool,
+        int: StrictInt,
+        float: Annotated[float, BeforeValidator(_number)],
+        str: StrictStr,
+    }
     if hint in simple:
         return simple[hint]
     if hint in KINDS:
         return _choice(KINDS[hint])
     if get_origin(hint) in (Union, types.UnionType):
-        parts = [_field_type(part) for part in get_args(hint) if part is not Path]  # a path is written as text
+        parts = [
+            _field_type(part) for part in get_args(hint) if part is not Path
+        ]  # a path is written as text
         return Union[tuple(parts)]  # noqa: UP007
     if hint is Path or get_origin(hint) is Callable or hint is Callable:
         return StrictStr

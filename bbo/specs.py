@@ -105,7 +105,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
-            raise ConfigError(f"line {node.start_mark.line + 1}: the key {twice!r} stands twice in one section")
+            raise ConfigError(
+                f"line {node.start_mark.line + 1}: the key {twice!r} stands twice in one section"
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -119,7 +121,9 @@ def _read(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold sections such as 'campaign:' and 'prior:', got {type(raw).__name__}")
+        raise ConfigError(
+            f"{path} must hold sections such as 'campaign:' and 'prior:', got {type(raw).__name__}"
+        )
     return raw
 
 

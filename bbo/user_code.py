@@ -18,7 +18,9 @@ def load_attribute(target: str, folder: Path) -> object:
     """
     source, separator, attribute = target.rpartition(":")
     if not separator or not source or not attribute:
-        raise ConfigError(f"expected 'package.module:attribute' or 'path/to/file.py:attribute', got {target!r}")
+        raise ConfigError(
+            f"expected 'package.module:attribute' or 'path/to/file.py:attribute', got {target!r}"
+        )
     try:
         module = _from_file(folder / source) if source.endswith(".py") else importlib.import_module(source)
         return attrgetter(attribute)(module)

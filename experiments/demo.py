@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on a busy machine are 40 times slower
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: two threads on a busy machine are 40 times slower
 
 import argparse
 import time
@@ -30,7 +32,9 @@ from experiments.problems.airfoil import CONFIG, best_and_top, data_designs, pri
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="python -m experiments.demo")
-    parser.add_argument("--directory", default="runs/demo", help="directory of the campaign (default runs/demo)")
+    parser.add_argument(
+        "--directory", default="runs/demo", help="directory of the campaign (default runs/demo)"
+    )
     directory = Path(parser.parse_args().directory)
     console = Console(highlight=False)
     console.print("Airfoil with the highest lift-to-drag ratio at an angle of attack of 5° and Re 1e6.\n")

@@ -100,9 +100,7 @@ class SMCResult:
         Few particles bias the draws of an island on its own; pooled draws behave like those of one population
         of islands × p particles.
         """
-        island = torch.multinomial(
-            torch.softmax(self.log_z, 0), n, replacement=True, generator=generator
-        )
+        island = torch.multinomial(torch.softmax(self.log_z, 0), n, replacement=True, generator=generator)
         within = torch.multinomial(self.log_w.exp()[island], 1, generator=generator)
         return (within + self._first_rows()[island]).flatten()
 

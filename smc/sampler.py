@@ -69,7 +69,7 @@ class SamplerConfig:
     n_particles: int = 16
     """Particles in each."""
     tempering: Tempering = Exponential()  # noqa: RUF009
-    guidance: Guidance | None = Guidance()  # noqa: RUF009
+    guidance: Guidance | None = Guidance()
     """None proposes from the prior itself (the bootstrap filter): no gradient is needed."""
     resampling: Resampling = systematic
     ess_min: float = 0.5

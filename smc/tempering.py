@@ -45,7 +45,9 @@ class Exponential:
 
     def __post_init__(self) -> None:
         if self.gamma is not None and not self.gamma > 0:
-            raise SamplerError(f"tempering needs gamma > 0, got {self.gamma}; for no tempering use Constant()")
+            raise SamplerError(
+                f"tempering needs gamma > 0, got {self.gamma}; for no tempering use Constant()"
+            )
 
     def __call__(
         self,
@@ -67,7 +69,9 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         if not self.power > 0:
-            raise SamplerError(f"tempering needs power > 0, got {self.power}; for no tempering use Constant()")
+            raise SamplerError(
+                f"tempering needs power > 0, got {self.power}; for no tempering use Constant()"
+            )
 
     def __call__(
         self,

@@ -1,6 +1,6 @@
 """Importance weights on the log scale, one row an island.
 
-    W_i = w_i / Σ_j w_j,     ESS = 1 / Σ_i W_i²,     log Z += log Σ_i W_i · (increment of i)
+W_i = w_i / Σ_j w_j,     ESS = 1 / Σ_i W_i²,     log Z += log Σ_i W_i · (increment of i)
 """
 
 from __future__ import annotations

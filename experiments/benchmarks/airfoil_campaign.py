@@ -1,12 +1,12 @@
 """Query efficiency on the airfoil problem: the campaign of `make demo`, at its defaults, over several seeds.
 
-    best_at_64, best_at_256, top16_at_256   L/D of feasible designs: the best after 64 and 256 queries, the mean of
-                                            the 16 best after 256; median over seeds
-    feasible_last                           share of feasible designs among the last 64 queries; median over seeds
-    novelty_ratio                           median distance of the last batch to its nearest real airfoil, over that
-                                            of prior samples; median over seeds
-    seconds                                 wall time of one campaign, median over seeds, one process a core
-    repeatable                              whether the first seed gives the same designs twice, bit for bit
+best_at_64, best_at_256, top16_at_256   L/D of feasible designs: the best after 64 and 256 queries, the mean of
+                                        the 16 best after 256; median over seeds
+feasible_last                           share of feasible designs among the last 64 queries; median over seeds
+novelty_ratio                           median distance of the last batch to its nearest real airfoil, over that
+                                        of prior samples; median over seeds
+seconds                                 wall time of one campaign, median over seeds, one process a core
+repeatable                              whether the first seed gives the same designs twice, bit for bit
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from experiments.benchmarks import harness
 
@@ -64,7 +63,9 @@ def measure(options: harness.Options) -> harness.Figures:
     novelty = [float(nearest_data(torch.from_numpy(run.designs[-16:])).median()) / typical for run in runs]
     for seed, run in zip(seeds, runs, strict=True):
         best, top = best_and_top(run.values)
-        print(f"seed {seed}: best at 64 {best_and_top(run.values[:64])[0]:.1f}, at the end {best:.1f}, top 16 {top:.1f}")
+        print(
+            f"seed {seed}: best at 64 {best_and_top(run.values[:64])[0]:.1f}, at the end {best:.1f}, top 16 {top:.1f}"
+        )
     return {
         "best_at_64": _median([best_and_top(run.values[:64])[0] for run in runs]),
         f"best_at_{budget}": _median([best_and_top(run.values)[0] for run in runs]),

@@ -1,13 +1,15 @@
 """What all benchmarks share: the command line, the printed table, and the JSON with what the numbers depend on.
 
-    python -m experiments.benchmarks.NAME [--quick] [--seeds K] [--json FILE]
+python -m experiments.benchmarks.NAME [--quick] [--seeds K] [--json FILE]
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two threads on a busy machine are 40 times slower
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: two threads on a busy machine are 40 times slower
 
 import argparse
 import json
@@ -51,7 +53,8 @@ def circumstances() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+changes" if _git("status", "--porcelain") else ""),
         "load_average": os.getloadavg()[0],
         "n_cpus": os.cpu_count() or 0,
     }

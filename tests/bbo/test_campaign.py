@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from bbo.campaign import Campaign, InDoubt
-from bbo.errors import BudgetError, CampaignBusyError, CampaignError, ConfigError, ConfigMismatchError, LedgerError
+from bbo.errors import (
+    BudgetError,
+    CampaignBusyError,
+    CampaignError,
+    ConfigError,
+    ConfigMismatchError,
+    LedgerError,
+)
 from bbo.ledger import Ledger, QueryState
 from bbo.loop import SteeredPrior
 from oracles.callables import BatchFunctionOracle, FunctionOracle

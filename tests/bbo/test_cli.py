@@ -60,7 +60,10 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 def test_run_prints_plain_lines_without_a_terminal_and_the_best_at_the_end(home):
     lines = (home / "run.out").read_text().splitlines()
-    assert [line.split("best")[0].split() for line in lines if line.startswith("round")][-1][2:4] == ["10", "of"]
+    assert [line.split("best")[0].split() for line in lines if line.startswith("round")][-1][2:4] == [
+        "10",
+        "of",
+    ]
     assert any("predicted before" in line for line in lines)
     assert max(map(len, lines)) <= 80
 
@@ -101,7 +104,10 @@ def test_check_builds_and_writes_nothing(home):
         (["run", "mine.yaml", "campaign.sed=3"], "campaign.sed: unknown key; did you mean 'seed'?"),
         (["run", "mine.yaml", "campaign.seed=3"], "campaign.seed is 0 there and 3 here"),
         (["run", "nowhere.yaml"], "cannot read nowhere.yaml"),
-        (["run", "mine.yaml", "campaign.budget=0", "campaign.directory=x"], "must be at least 1 query, got 0"),
+        (
+            ["run", "mine.yaml", "campaign.budget=0", "campaign.directory=x"],
+            "must be at least 1 query, got 0",
+        ),
         (["status", "nowhere"], "expected a campaign in nowhere"),
         (["best", "nowhere"], "expected a campaign in nowhere"),
         (["report", "nowhere"], "expected a campaign in nowhere"),

@@ -19,6 +19,7 @@ from bbo.ledger import Ledger, Proposal, Query
 from bbo.report import write_report
 from bbo.report_figures import plotly_script
 from bbo.report_gallery import built_in_gallery, common_frame
+from bbo.report_html import plot
 from bbo.report_numbers import belief as in_words
 from bbo.report_numbers import failure_reasons
 from bbo.report_numbers import number as in_digits
@@ -121,7 +122,7 @@ class _Page(HTMLParser):
         elif tag in ("td", "th"):
             self.rows[-1].append("")
 
-    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002
+    def handle_endtag(self, tag: str) -> None:
         self._within = ""
 
     def handle_data(self, data: str) -> None:
@@ -387,7 +388,7 @@ class TestGallery:
 
     def test_an_outline_that_is_not_finite_is_not_drawn(self, tmp_path: Path) -> None:
         class Nowhere(Circles):
-            def outline(self, design: Tensor) -> Tensor:  # noqa: ARG002
+            def outline(self, design: Tensor) -> Tensor:
                 return torch.full((4, 2), torch.nan)
 
         _small_campaign(tmp_path)
@@ -435,6 +436,12 @@ class TestStrangers:
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in hover
         assert "<script" not in hover
         assert "<script" not in page.trace("progress", "best of the data")["name"]
+
+    def test_text_in_a_figure_cannot_end_its_script(self) -> None:
+        told = {"label": f"</script>{EVIL}"}
+        html = plot("x", json.dumps(told))
+        assert html.count("</script>") == 1
+        assert json.loads(html.split(">")[3].removesuffix("</script")) == told
 
     def test_an_objective_is_foreign_text_too(self, tmp_path: Path) -> None:
         config = {"campaign": {"objective": EVIL}, "oracle": None}

@@ -84,7 +84,9 @@ method:
 
 def test_overrides_change_and_add_sections(tmp_path, prior_file):
     path = written(tmp_path, prior_file)
-    plan = load_plan(path, ["campaign.seed=5", "method.sampler.guidance=null", "campaign.in_doubt=count_as_spent"])
+    plan = load_plan(
+        path, ["campaign.seed=5", "method.sampler.guidance=null", "campaign.in_doubt=count_as_spent"]
+    )
     assert plan.settings.seed == 5
     assert plan.method == replace(SteeredPrior(), sampler=SamplerConfig(guidance=None))
 
@@ -161,7 +163,10 @@ def test_user_code_that_cannot_be_loaded(tmp_path, prior_file, oracle, said):
         ("just words", "must hold sections"),
         ("campaign: [1, 2", "is not YAML"),
         ("campaign: {budget: 1, budget: 2}", "'budget' stands twice"),
-        ("campaign: 5\nprior: {type: denoiser, path: x}\noracle: {type: airfoil}", "campaign: expected a section"),
+        (
+            "campaign: 5\nprior: {type: denoiser, path: x}\noracle: {type: airfoil}",
+            "campaign: expected a section",
+        ),
     ],
 )
 def test_files_that_are_no_campaign(tmp_path, text, said):

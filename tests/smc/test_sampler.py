@@ -39,9 +39,7 @@ def z_scores(result, mean, second, log_z):
     Z = result.log_z.double().exp()
     w = result.log_w.double().exp() * Z[:, None]
     x = result.x0.double().view(n_islands, p, -1)
-    estimates = torch.cat(
-        [Z[:, None], (w[..., None] * x).sum(1), (w[..., None] * x.square()).sum(1)], dim=1
-    )
+    estimates = torch.cat([Z[:, None], (w[..., None] * x).sum(1), (w[..., None] * x.square()).sum(1)], dim=1)
     truth = math.exp(log_z) * torch.cat([torch.ones(1), mean, second]).double()
     return (estimates.mean(0) - truth) / (estimates.std(0) / math.sqrt(n_islands))
 
@@ -254,7 +252,9 @@ def test_potentials_that_cannot_be_used_are_refused(potential, said):
 
 
 def test_a_potential_without_gradient_works_unguided():
-    result = run(SamplerConfig(600, 16, guidance=None, ess_min=1.0), lambda x0, island: linear(x0.detach(), island))
+    result = run(
+        SamplerConfig(600, 16, guidance=None, ess_min=1.0), lambda x0, island: linear(x0.detach(), island)
+    )
     assert z_scores(result, *linear_truth()).abs().max() < 4.5
 
 

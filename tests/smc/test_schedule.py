@@ -1,5 +1,6 @@
 """The algebra of DDIM and the chains, against hand-computed values."""
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ from smc.schedule import (
 def test_tables_fall_from_almost_one_to_almost_zero(table):
     bars = table()
     assert len(bars) == 1000
-    assert all(later < earlier for earlier, later in zip(bars, bars[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(bars))
     assert bars[0] > 0.999
     assert bars[-1] < 0.005
 
@@ -60,7 +61,7 @@ def test_chains_fall_without_repeats_and_end_clean(chain, n_steps):
     assert len(steps) == n_steps
     assert steps[-1][1] == CLEAN
     assert all(t > s for t, s in steps)
-    assert all(s == t for (_, s), (t, _) in zip(steps, steps[1:], strict=False))
+    assert all(s == t for (_, s), (t, _) in itertools.pairwise(steps))
     assert 0 <= steps[0][0] <= 999
 
 

@@ -31,7 +31,8 @@ def test_an_island_of_the_dead_stays_dead_but_finite():
 
 
 @pytest.mark.parametrize(
-    ("w", "expected"), [([0.25] * 4, 4.0), ([1.0, 0, 0, 0], 1.0), ([0.5, 0.5, 0, 0], 2.0), ([0.7, 0.3], 1 / 0.58)]
+    ("w", "expected"),
+    [([0.25] * 4, 4.0), ([1.0, 0, 0, 0], 1.0), ([0.5, 0.5, 0, 0], 2.0), ([0.7, 0.3], 1 / 0.58)],
 )
 def test_ess(w, expected):
     assert weights.ess(torch.tensor([w]).log()).item() == pytest.approx(expected, rel=1e-5)
@@ -40,7 +41,9 @@ def test_ess(w, expected):
 def test_conditional_ess_against_its_definition():
     W, increment = torch.tensor([[0.1, 0.2, 0.7]]), torch.tensor([[2.0, 0.5, 1.0]])
     expected = 3 * (W * increment).sum() ** 2 / (W * increment**2).sum()
-    assert weights.conditional_ess(W.log(), increment.log()).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert weights.conditional_ess(W.log(), increment.log()).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_conditional_ess_of_a_constant_increment_is_everybody():
