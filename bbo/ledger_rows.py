@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select
@@ -140,21 +140,17 @@ def read_counts(connection: Connection, campaign_id: int) -> Counts:
 def read_queries(connection: Connection, *conditions: ColumnElement[bool]) -> list[Query]:
     """Return the queries that meet the conditions, with their answers, ordered by round and slot."""
     query, evaluation, outcome = schema.queries, schema.evaluations, schema.outcomes
-    order = (query.c.round, query.c.slot)
-    measured = connection.execute(
-        select(outcome)
-        .join(query, query.c.id == outcome.c.query_id)
-        .where(*conditions)
-        .order_by(*order, outcome.c.name)
-    )
-    outcomes = {id: list(rows) for id, rows in groupby(measured, key=lambda row: row.query_id)}
+    measured = defaultdict(list)
+    of_these = select(outcome).join(query, query.c.id == outcome.c.query_id).where(*conditions)
+    for row in connection.execute(of_these):
+        measured[row.query_id].append(row)
     answered = connection.execute(
         select(query, evaluation.c.error, evaluation.c.cost, evaluation.c.metadata)
         .join(evaluation, evaluation.c.query_id == query.c.id, isouter=True)
         .where(*conditions)
-        .order_by(*order)
+        .order_by(query.c.round, query.c.slot)
     )
-    return [_query(row, outcomes.get(row.id, [])) for row in answered]
+    return [_query(row, measured[row.id]) for row in answered]
 
 
 def _query(row: Any, measured: Sequence[Any]) -> Query:

@@ -36,7 +36,7 @@ def test_protocol(acquisition):
     ("acquisition", "expected"),
     [
         (Mean(), [1.0, 0.0]),
-        (UCB(), [1 + 2 * math.sqrt(0.5), 2.0]),
+        (UCB(beta=2.0), [1 + 2 * math.sqrt(0.5), 2.0]),
         (UCB(beta=0.5), [1 + 0.5 * math.sqrt(0.5), 0.5]),
     ],
 )
