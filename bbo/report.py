@@ -50,7 +50,11 @@ for (const holder of holders) {
   const figure = JSON.parse(document.getElementById(holder.dataset.figure).textContent);
   Plotly.newPlot(holder, figure.data, figure.layout, options);
 }
-matchMedia("print").addEventListener("change", () => holders.forEach((at) => Plotly.Plots.resize(at)));
+// Paper is not as wide as the window, and a browser asks nobody to resize for it. Widths as in the style sheet.
+addEventListener("beforeprint", () => {
+  for (const holder of holders) Plotly.relayout(holder, {width: holder.closest(".pair") ? 326 : 680});
+});
+addEventListener("afterprint", () => holders.forEach((holder) => Plotly.Plots.resize(holder)));
 """
 
 

@@ -68,7 +68,7 @@ def progress_figure(
     right = 1.01 * budget + 1
     if reference is not None:
         figure.add_trace(_level(reference, right))
-    _style(figure, height=440)
+    _style(figure)
     figure.update_xaxes(title_text="queries spent", range=[0, right])
     figure.update_yaxes(title_text=_text(objective), showticklabels=bool(done))
     return _json(figure)
@@ -164,7 +164,7 @@ def prediction_figure(predictions: Sequence[Prediction], objective: str) -> str:
             hoverinfo="text",
         )
     )
-    _style(figure, height=420)
+    _style(figure)
     figure.update_xaxes(title_text=f"observed {_text(objective)}")
     figure.update_yaxes(title_text=f"predicted {_text(objective)}")
     return _json(figure)
@@ -194,17 +194,16 @@ def sampler_figure(
             row=row, col=1,
         )  # fmt: skip
         figure.update_yaxes(title_text=title, range=[-0.03, 1.05], row=row, col=1)
-    _style(figure, height=420)
+    _style(figure)
     figure.update_xaxes(title_text="denoising step", row=2, col=1)
     return _json(figure)
 
 
 # ------------------------------------------------------------------- common to all
-def _style(figure: go.Figure, height: int) -> None:
-    """Dress a figure for the report: white ground, thin grid, the legend above."""
+def _style(figure: go.Figure) -> None:
+    """Dress a figure for the report: white ground, thin grid, the legend above. The page decides its size."""
     figure.update_layout(
         template=go.layout.Template(),
-        height=height,
         margin={"l": 64, "r": 16, "t": 44, "b": 56},
         font={"family": FONT, "size": 13, "color": INK},
         paper_bgcolor="white",

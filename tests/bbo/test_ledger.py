@@ -462,12 +462,6 @@ class TestRawSql:
             "UPDATE queries SET predicted_mean = 9",
             "UPDATE campaigns SET budget = budget - 1",
             "UPDATE campaigns SET fence = 0",
-            "DELETE FROM outcomes",
-            "DELETE FROM evaluations",
-            "DELETE FROM queries",
-            "DELETE FROM rounds",
-            "DELETE FROM events",
-            "DELETE FROM campaigns",
             f"INSERT INTO queries SELECT 99, {SAME}, 99, 'k', 'sent', {REST} FROM queries",
             f"INSERT INTO queries SELECT 99, {SAME}, 99, key, 'reserved', {REST} FROM queries",
             f"INSERT INTO queries SELECT 99, {SAME}, slot, 'k', 'reserved', {REST} FROM queries",
@@ -480,6 +474,12 @@ class TestRawSql:
         _bring_to(ledger, DONE)
         with pytest.raises(sqlite3.IntegrityError):
             raw.execute(statement)
+
+    @pytest.mark.parametrize("table", ["outcomes", "evaluations", "queries", "rounds", "events", "campaigns"])
+    def test_nothing_is_deleted(self, ledger: Ledger, raw: sqlite3.Connection, table: str) -> None:
+        _bring_to(ledger, DONE)
+        with pytest.raises(sqlite3.IntegrityError, match=f"{table} are never deleted"):
+            raw.execute(f"DELETE FROM {table}")
 
 
 DRIVER = """

@@ -441,7 +441,7 @@ class TestStrangers:
         told = {"label": f"</script>{EVIL}"}
         html = plot("x", json.dumps(told))
         assert html.count("</script>") == 1
-        assert json.loads(html.split(">")[3].removesuffix("</script")) == told
+        assert json.loads(html.split('id="x">')[1].removesuffix("</script>")) == told
 
     def test_an_objective_is_foreign_text_too(self, tmp_path: Path) -> None:
         config = {"campaign": {"objective": EVIL}, "oracle": None}
