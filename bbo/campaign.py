@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bbo import seeds, tables
-from bbo.describe import check_same, describe, describe_oracle, describe_prior
+from bbo.config.describe import check_same, describe, describe_oracle, describe_prior
 from bbo.errors import CampaignError, ConfigError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState

@@ -33,8 +33,8 @@ Directory = Annotated[Path, typer.Argument(help="Directory of a campaign.", show
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None) -> None:
     """Run a campaign, or continue it: spend what is left of its budget."""
+    from bbo.config.plan import load_plan
     from bbo.display import shown
-    from bbo.specs import load_plan
 
     plan = load_plan(config, overrides or [])
     with shown(plan.settings.batch_size) as listener, plan.open(listener) as campaign:
@@ -46,7 +46,7 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def check(config: ConfigFile, overrides: Overrides = None) -> None:
     """Check a campaign file and build its parts. Nothing is written or spent."""
-    from bbo.specs import load_plan
+    from bbo.config.plan import load_plan
 
     plan = load_plan(config, overrides or [])
     prior, settings = plan.prior, plan.settings

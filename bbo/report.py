@@ -50,11 +50,15 @@ for (const holder of holders) {
   const figure = JSON.parse(document.getElementById(holder.dataset.figure).textContent);
   Plotly.newPlot(holder, figure.data, figure.layout, options);
 }
-// Paper is not as wide as the window, and a browser asks nobody to resize for it. Widths as in the style sheet.
+// Paper is not as wide as the window, and a browser tells no plot to resize for it. Sizes as in the style sheet.
 addEventListener("beforeprint", () => {
-  for (const holder of holders) Plotly.relayout(holder, {width: holder.closest(".pair") ? 326 : 680});
+  for (const holder of holders) {
+    Plotly.relayout(holder, holder.closest(".pair") ? {width: 326, height: 330} : {width: 680, height: 430});
+  }
 });
-addEventListener("afterprint", () => holders.forEach((holder) => Plotly.Plots.resize(holder)));
+addEventListener("afterprint", () => {
+  for (const holder of holders) Plotly.relayout(holder, {width: null, height: null, autosize: true});
+});
 """
 
 

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bbo.config.registry import REGISTRY, resolve
 from bbo.ledger import Ledger, Query
-from bbo.registry import REGISTRY, resolve
 from oracles.base import Gallery, Reference
 
 _MARGIN = 0.03

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bbo import tables
+from bbo.config.plan import Plan, load_plan
 from bbo.display import shown
 from bbo.ledger import Ledger
 from bbo.report import write_report
-from bbo.specs import Plan, load_plan
 from experiments.problems.airfoil import CONFIG, best_and_top, data_designs, prior_designs, values
 
 

@@ -26,7 +26,7 @@ def loaded_by(statement):
         ("import oracles.airfoil", {"torch"}),
         ("import surrogate.ensemble, surrogate.acquisition, surrogate.features", {"torch"}),
         ("import bbo.executor, bbo.potential", {"torch", "botorch", "gpytorch"}),
-        ("import bbo.campaign, bbo.specs", {"torch", "botorch", "gpytorch", "pandas"}),
+        ("import bbo.campaign, bbo.config.plan", {"torch", "botorch", "gpytorch", "pandas"}),
     ],
 )
 def test_imports_load_no_more_than_they_need(statement, allowed):

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 
 from bbo import tables
-from bbo.specs import load_plan
+from bbo.config.plan import load_plan
 from experiments.problems.airfoil import CONFIG, best_and_top, nearest_data, prior_designs
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bbo.blobs import BlobStore, make_directory
 from bbo.errors import BlobError
+from bbo.ledger.blobs import BlobStore, make_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,5 +160,5 @@ class TestDamage:
 
 
 def test_ledger_and_blobs_do_not_import_torch() -> None:
-    code = "import sys, bbo.blobs, bbo.errors, bbo.ledger; sys.exit('torch' in sys.modules)"
+    code = "import sys, bbo.ledger.blobs, bbo.errors, bbo.ledger; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from bbo import ledger_schema as schema
 from bbo.errors import LedgerError
-from bbo.ledger_records import Counts, Proposal, Query
-from bbo.ledger_schema import QueryState
+from bbo.ledger import schema
+from bbo.ledger.records import Counts, Proposal, Query
+from bbo.ledger.schema import QueryState
 from oracles.evaluation import Evaluation
 
 _N_PER_STATEMENT = 500  # SQLite bounds the parameters of one statement

@@ -26,12 +26,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select
 
-from bbo import ledger_schema as schema
-from bbo.blobs import BlobStore, make_directory
 from bbo.errors import BudgetError, CampaignBusyError, CampaignError, LedgerError
-from bbo.ledger_lock import DriverLock
-from bbo.ledger_records import Counts, Event, Proposal, Query, RoundRecord
-from bbo.ledger_rows import (
+from bbo.ledger import schema
+from bbo.ledger.blobs import BlobStore, make_directory
+from bbo.ledger.lock import DriverLock
+from bbo.ledger.records import Counts, Event, Proposal, Query, RoundRecord
+from bbo.ledger.rows import (
     as_json,
     check_states,
     evaluation_row,
@@ -40,10 +40,8 @@ from bbo.ledger_rows import (
     read_counts,
     read_queries,
 )
-from bbo.ledger_schema import QueryState, transaction
+from bbo.ledger.schema import QueryState, transaction
 from oracles.evaluation import Evaluation
-
-__all__ = ["Counts", "Event", "Ledger", "Proposal", "Query", "QueryState", "RoundRecord"]
 
 DATABASE = "ledger.sqlite"
 LOCK = "lock"

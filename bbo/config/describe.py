@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
+from bbo.config.registry import name_of
 from bbo.errors import ConfigMismatchError
-from bbo.registry import name_of
 from oracles.base import Oracle
 from smc.prior import Prior
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bbo.errors import LedgerError
-from bbo.ledger_schema import QueryState
+from bbo.ledger.schema import QueryState
 from oracles.evaluation import Evaluation
 
 

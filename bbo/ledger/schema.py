@@ -36,8 +36,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from bbo.blobs import fsync_directory
 from bbo.errors import LedgerError
+from bbo.ledger.blobs import fsync_directory
 
 SCHEMA_VERSION = 1
 
