@@ -53,7 +53,9 @@ for (const holder of holders) {
 // Paper is not as wide as the window, and a browser tells no plot to resize for it. Sizes as in the style sheet.
 addEventListener("beforeprint", () => {
   for (const holder of holders) {
-    Plotly.relayout(holder, holder.closest(".pair") ? {width: 326, height: 330} : {width: 680, height: 430});
+    const size = holder.closest(".pair") ? {width: 326, height: 330} : {width: 680, height: 430};
+    Plotly.relayout(holder, size);
+    Plotly.relayout(holder, size);  // the first one still leaves room for the legend of the old width
   }
 });
 addEventListener("afterprint", () => {
