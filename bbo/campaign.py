@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bbo import seeds, tables
 from bbo.config.describe import check_same, describe, describe_oracle, describe_prior
-from bbo.errors import CampaignError, ConfigError
+from bbo.errors import CampaignError, ConfigError, ConfigMismatchError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import Candidates, Method, Observations, SteeredPrior, ask, run_round
@@ -130,7 +130,7 @@ class Campaign:
         chosen = SteeredPrior() if method is None else method
         check_parts(prior, black_box, settings)
         config = {
-            "campaign": describe(settings),
+            "campaign": describe_settings(settings),
             "prior": describe_prior(prior),
             "oracle": describe_oracle(black_box),
             "method": describe(chosen),
@@ -157,6 +157,7 @@ class Campaign:
     def run(self) -> None:
         """Spend the rest of the budget, round by round."""
         while (n := self._next_batch()) > 0:
+            self._show(seconds={})
             run_round(self, n)
 
     def ask(self, n: int | None = None) -> list[Asked]:
@@ -164,6 +165,7 @@ class Campaign:
 
         Raises BudgetError when fewer than n queries are left.
         """
+        self._show(seconds={})
         queries = ask(self, self.settings.batch_size if n is None else n)
         self.send(queries)
         return [Asked(q.id, d.numpy()) for q, d in zip(queries, self.designs(queries), strict=True)]
@@ -310,6 +312,12 @@ class Campaign:
             self._listener(self._progress)
 
 
+def describe_settings(settings: Settings) -> dict[str, object]:
+    """Return the settings that decide results: the budget and what happens to doubts may change later."""
+    later = {"budget", "in_doubt"}
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in later}
+
+
 def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
     """Raise CampaignError or ConfigError when prior, oracle and settings do not fit together."""
     if oracle.design_shape is not None and tuple(oracle.design_shape) != tuple(prior.design_shape):
@@ -331,6 +339,11 @@ def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
     ledger = Ledger.open(directory)
     try:
         check_same(ledger.config, config, str(directory))
+        if ledger.budget != budget:
+            raise ConfigMismatchError(
+                f"the campaign {directory} has a budget of {ledger.budget} queries, got {budget}; "
+                f"to raise it: bbo budget {directory} {max(budget, ledger.budget)}"
+            )
         ledger.drive()
     except BaseException:
         ledger.close()

@@ -92,6 +92,19 @@ def best(
 
 
 @app.command()
+def budget(
+    directory: Directory, n: Annotated[int, typer.Argument(help="Queries in all.", show_default=False)]
+) -> None:
+    """Raise the budget of a campaign to N queries in all. It is never lowered."""
+    from bbo.ledger import Ledger
+
+    with Ledger.open(directory) as ledger:
+        ledger.drive()
+        ledger.raise_budget(n)
+    typer.echo(f"{directory} may spend {n} queries; set campaign.budget to that, and run it again")
+
+
+@app.command()
 def report(
     directory: Directory,
     out: Annotated[

@@ -141,7 +141,7 @@ class SteeredPrior:
     acquisition: Acquisition = UCB()  # noqa: RUF009
     feasibility: FeasibilityModel | None = GPFeasibility()  # noqa: RUF009
     """None ignores which designs failed."""
-    kl_coef: float = 0.03
+    kl_coef: float = 0.02
     """Temperature of the target in units of the std of the outcomes: smaller follows the surrogate more, larger
     the prior."""
     sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009

@@ -25,7 +25,7 @@ class Progress:
     stage: str | None = None
     """What is going on."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Seconds of each stage, in all."""
+    """Seconds of each stage of this round."""
 
 
 Listener = Callable[[Progress], None]

@@ -23,8 +23,10 @@ from botorch.exceptions.warnings import OptimizationWarning
 from botorch.models import SingleTaskGP
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
 from botorch.optim.fit import fit_gpytorch_mll_scipy
+from gpytorch.kernels import ScaleKernel
 from gpytorch.means import ConstantMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.priors import GammaPrior
 from jaxtyping import Float
 from linear_operator.utils.warnings import NumericalWarning
 from torch import Generator, Tensor
@@ -50,6 +52,9 @@ class ExactGP:
     in a campaign observations cluster; then the cluster becomes the cube, the model resolves it, and whatever
     lies a few cluster widths away counts as unknown (prior mean, full std), which is the truth about it. A
     feature that never varied keeps its scale, and leaving its value raises the std as well.
+
+    The std of f is learnt apart from the std of y: a campaign observes where it expects the most, so f varies
+    more elsewhere than among its observations.
 
     Noise is learnt, one level for all rows, unless `Dataset.noise_std` states it. Nothing here is random: the
     generator is not used.
@@ -84,9 +89,9 @@ class ExactGP:
         return FittedGP.condition(
             data,
             x_mean=x_scale.mean,
-            lengthscale=width * model.covar_module.lengthscale.detach().squeeze(0),
+            lengthscale=width * model.covar_module.base_kernel.lengthscale.detach().squeeze(0),
             prior_mean=y_scale.mean.item() + y_std * model.mean_module.constant.item(),
-            prior_std=y_std,
+            prior_std=y_std * math.sqrt(model.covar_module.outputscale.item()),
             noise_std=y_std * model.likelihood.noise.detach().sqrt().expand(len(data)),
         )
 
@@ -97,11 +102,16 @@ def _model(
     """Return BoTorch's model of the scaled data, at its initial hyperparameters."""
     mean = ConstantMean()
     mean.raw_constant.requires_grad_(learns_mean)  # initially 0, the average of the standardised y
+    kernel = ScaleKernel(
+        get_covar_module_with_dim_scaled_prior(ard_num_dims=Z.shape[1], use_rbf_kernel=False),
+        outputscale_prior=GammaPrior(2.0, 0.15),  # BoTorch's own for a scaled kernel: mode 6.7, broad
+    )
+    kernel.outputscale = 1.0
     return SingleTaskGP(
         Z,
         y,
         None if noise is None else noise.unsqueeze(1),
-        covar_module=get_covar_module_with_dim_scaled_prior(ard_num_dims=Z.shape[1], use_rbf_kernel=False),
+        covar_module=kernel,
         mean_module=mean,
         outcome_transform=None,
     )

@@ -17,12 +17,12 @@ from torch import Tensor
 from bbo.errors import BboError, CampaignError
 from bbo.ledger import Ledger, Proposal, Query
 from bbo.report import write_report
-from bbo.report_figures import plotly_script
-from bbo.report_gallery import built_in_gallery, common_frame
-from bbo.report_html import plot
-from bbo.report_numbers import belief as in_words
-from bbo.report_numbers import failure_reasons
-from bbo.report_numbers import number as in_digits
+from bbo.report.figures import plotly_script
+from bbo.report.gallery import built_in_gallery, common_frame
+from bbo.report.html import plot
+from bbo.report.numbers import belief as in_words
+from bbo.report.numbers import failure_reasons
+from bbo.report.numbers import number as in_digits
 from oracles.base import Reference
 from oracles.evaluation import Evaluation
 

@@ -116,7 +116,8 @@ class SurrogateContract:
     def test_gradients_match_finite_differences(self, fitted, where):
         X = (queries(3) if where == "between the data" else observations().X[:3].clone()).requires_grad_()
         assert torch.autograd.gradcheck(lambda X: fitted.posterior(X).mean, X, atol=1e-5)
-        assert torch.autograd.gradcheck(lambda X: fitted.posterior(X).std, X, atol=1e-4, rtol=1e-2)
+        # A variance is a difference of almost equal numbers near the data: a longer step drowns its rounding.
+        assert torch.autograd.gradcheck(lambda X: fitted.posterior(X).std, X, eps=1e-4, atol=1e-4, rtol=1e-2)
 
     def test_rows_are_independent(self, fitted):
         X = queries()

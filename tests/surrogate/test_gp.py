@@ -7,9 +7,10 @@ import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-from gpytorch.kernels import MaternKernel
+from gpytorch.kernels import MaternKernel, ScaleKernel
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.priors import GammaPrior
 
 from surrogate.base import Dataset
 from surrogate.errors import FitError, SurrogateError
@@ -36,7 +37,7 @@ def conditioned(data, noise=0.1):
 class TestContract(SurrogateContract):
     @pytest.fixture
     def recipe(self):
-        return ExactGP()
+        return ExactGP(max_iterations=300)
 
 
 class TestPosterior:
@@ -144,13 +145,20 @@ class TestFit:
         model = SingleTaskGP(
             X,
             ((y - y.mean()) / y.std()).unsqueeze(1),
-            covar_module=get_covar_module_with_dim_scaled_prior(ard_num_dims=3, use_rbf_kernel=False),
+            covar_module=ScaleKernel(
+                get_covar_module_with_dim_scaled_prior(ard_num_dims=3, use_rbf_kernel=False),
+                outputscale_prior=GammaPrior(2.0, 0.15),
+            ),
             outcome_transform=None,
         )
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-        expected = model.covar_module.lengthscale.detach().squeeze(0)
+        expected = model.covar_module.base_kernel.lengthscale.detach().squeeze(0)
         fitted = ExactGP(max_iterations=200).fit(Dataset(X, y), generator=seeded())
-        torch.testing.assert_close(fitted.lengthscale, expected, rtol=0.1, atol=0)
+        torch.testing.assert_close(fitted.lengthscale[0], expected[0], rtol=0.1, atol=0)
+        assert (fitted.lengthscale[1:] > 50 * expected[0]).all()  # flat: which huge value is chance
+        assert (expected[1:] > 50 * expected[0]).all()
+        expected_std = y.std() * model.covar_module.outputscale.detach().sqrt()
+        assert fitted.prior_std == pytest.approx(expected_std.item(), rel=0.1)
 
     def test_units_of_a_feature_do_not_matter(self):
         data, units = observations(), tensor(1e-3, 1.0, 1e3)

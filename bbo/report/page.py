@@ -19,10 +19,10 @@ from string import Template
 
 from bbo.errors import BboError
 from bbo.ledger import Ledger, Query, QueryState, RoundRecord
-from bbo.report_figures import plotly_script, prediction_figure, progress_figure, sampler_figure
-from bbo.report_gallery import Exhibits, collect, common_frame, drawings
-from bbo.report_html import captioned, card, count, fold, moment, plot, script_hash, section, table
-from bbo.report_numbers import Account, Calibration, belief, failure_reasons, number
+from bbo.report.figures import plotly_script, prediction_figure, progress_figure, sampler_figure
+from bbo.report.gallery import Exhibits, collect, common_frame, drawings
+from bbo.report.html import captioned, card, count, fold, moment, plot, script_hash, section, table
+from bbo.report.numbers import Account, Calibration, belief, failure_reasons, number
 from oracles.base import Gallery
 
 N_TOP = 16
@@ -102,7 +102,7 @@ def _page(ledger: Ledger, gallery: Gallery | None) -> str:
         _record(account),
     ]
     plotly = plotly_script()
-    template = resources.files("bbo").joinpath("report_template.html").read_text(encoding="utf-8")
+    template = resources.files("bbo.report").joinpath("template.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         script_hashes=" ".join(map(script_hash, (plotly, _DRAW))),
         title=escape(f"{account.name}: campaign report"),
@@ -316,10 +316,7 @@ def _round_table(account: Account) -> str:
     ]
     if not rows:
         return "<p>No round yet.</p>"
-    about = (
-        '<p class="about">Seconds as they stood when the round was reserved: totals since the process that '
-        "drove it opened the campaign.</p>"
-    )
+    about = '<p class="about">Seconds each round took until its queries were reserved.</p>'
     return about + table(["round", "queries", *(f"{stage} [s]" for stage in stages)], rows, "numbers")
 
 

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from bbo.ledger import Query, QueryState
-from bbo.report_numbers import Prediction, belief, number
+from bbo.report.numbers import Prediction, belief, number
 from bbo.tables import value_of
 from oracles.base import Reference
 
