@@ -125,6 +125,8 @@ class Campaign:
         the shape of a design, ConfigMismatchError when the campaign there was started with other settings,
         CampaignBusyError when another process drives it.
         """
+        if in_doubt not in list(InDoubt):
+            raise ConfigError(f"in_doubt must be one of {', '.join(InDoubt)}, got {in_doubt!r}")
         settings = Settings(budget, batch_size, seed, objective, InDoubt(in_doubt))
         black_box = oracle if isinstance(oracle, Oracle) else FunctionOracle(oracle)
         chosen = SteeredPrior() if method is None else method
@@ -275,7 +277,7 @@ class Campaign:
         self.ledger.doubt_sent()
         if self.settings.in_doubt is InDoubt.RETRY:
             self.ledger.retry([q.id for q in self.ledger.queries({QueryState.IN_DOUBT})])
-        self._show_counts()
+        self._show_counts(best=tables.best_value(self.ledger, self.settings.objective))
 
     def _next_batch(self) -> int:
         waiting = len(self.reserved())
@@ -293,16 +295,13 @@ class Campaign:
         name = self.settings.objective
         told = {id_: _with_objective(evaluation, name) for id_, evaluation in evaluations.items()}
         self.ledger.tell(told)
-        self._show_counts(last=tuple(e.outcomes.get(name) for e in told.values()))
+        values = [e.outcomes.get(name) for e in told.values()]
+        known = [value for value in (self._progress.best, *values) if value is not None]
+        self._show_counts(last=tuple(values), best=max(known, default=None))
 
     def _show_counts(self, **changes: object) -> None:
         counts = self.ledger.counts()
-        self._show(
-            spent=counts.spent,
-            in_doubt=counts.in_doubt,
-            best=tables.best_value(self.ledger, self.settings.objective),
-            **changes,
-        )
+        self._show(spent=counts.spent, in_doubt=counts.in_doubt, **changes)
 
     def _show(self, **changes: object) -> None:
         if "round" in changes and changes["round"] != self._progress.round:

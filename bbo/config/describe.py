@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+
+from torch import Tensor
 
 from bbo.config.registry import name_of
 from bbo.errors import ConfigMismatchError
@@ -27,6 +30,8 @@ def describe(part: object) -> object:
             "type": name_of(type(part)),
             **{f.name: describe(getattr(part, f.name)) for f in fields(part)},
         }
+    if isinstance(part, Tensor):
+        return {"shape": list(part.shape), "sha256": hashlib.sha256(part.cpu().numpy().tobytes()).hexdigest()}
     if isinstance(part, Callable):  # type: ignore[arg-type]
         return name_of(part)
     return {"type": name_of(type(part))}
@@ -50,11 +55,12 @@ def describe_oracle(oracle: Oracle) -> dict[str, object]:
 
 def check_same(recorded: Mapping[str, object], asked: Mapping[str, object], where: str) -> None:
     """Raise ConfigMismatchError, naming every setting that differs, unless both configs are the same."""
-    old, new = dict(_flat(recorded)), dict(_flat(asked))
+    old = {path: repr(value) for path, value in _flat(recorded)}
+    new = {path: repr(value) for path, value in _flat(asked)}
     differences = [
-        f"{path} is {old.get(path, 'absent')!r} there and {new.get(path, 'absent')!r} here"
+        f"{path} is {old.get(path, 'not set')} there and {new.get(path, 'not set')} here"
         for path in sorted(old.keys() | new.keys())
-        if old.get(path, "absent") != new.get(path, "absent")
+        if old.get(path) != new.get(path)
     ]
     if differences:
         raise ConfigMismatchError(
