@@ -54,7 +54,7 @@ class FeasibilityModel(Protocol):
 class GPFeasibility:
     """Probabilistic least-squares GP classification; a constant while all queries ended the same way."""
 
-    max_iterations: int = 50
+    max_iterations: int = 30
     """Most iterations of L-BFGS on the GP's hyperparameters."""
 
     def fit(

@@ -60,7 +60,7 @@ class ExactGP:
     generator is not used.
     """
 
-    max_iterations: int = 50
+    max_iterations: int = 30
     """Most iterations of L-BFGS on the hyperparameters; 20 to 75 lose little against convergence."""
     learns_mean: bool = True
     """Whether the mean far from all data is learnt; otherwise it is the average of the observed y."""
