@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bbo import seeds
 from bbo.diagnostics import summarise, traces
+from bbo.errors import ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.ledger import Query
 from bbo.potential import Potential
@@ -132,7 +133,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class SteeredPrior:
-    """Samples of  p_prior(x0) · exp(acquisition(surrogate(x0)) / (kl_coef·std(y))) · P(feasible | x0).
+    """Samples of  p_prior(x0) · [ exp(acquisition(surrogate(x0)) / std(y)) · P(feasible | x0) ]^(1/kl_coef).
 
     The prior itself is never changed. As long as fewer than two designs have an outcome, it is sampled as it is.
     """
@@ -142,12 +143,17 @@ class SteeredPrior:
     feasibility: FeasibilityModel | None = GPFeasibility()  # noqa: RUF009
     """None ignores which designs failed."""
     kl_coef: float = 0.02
-    """Temperature of the target in units of the std of the outcomes: smaller follows the surrogate more, larger
-    the prior."""
+    """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior."""
     sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009
     """Islands, particles and rules of each shard."""
     n_shards: int = 1
     """Groups of islands that can be sampled in different places; part of the result, unlike the places."""
+
+    def __post_init__(self) -> None:
+        if not self.kl_coef > 0:
+            raise ConfigError(f"kl_coef must be above 0, got {self.kl_coef}")
+        if self.n_shards < 1:
+            raise ConfigError(f"n_shards must be at least 1, got {self.n_shards}")
 
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
@@ -172,9 +178,8 @@ class SteeredPrior:
             feasibility = self.feasibility.fit(
                 observed.X, observed.is_feasible, generator=seeds.generator(seed, "feasibility")
             )
-        spread = float(data.y.std())
-        temperature = self.kl_coef * (spread if spread > 0 else 1.0)  # equal outcomes tilt nothing anyway
-        return Potential(surrogate, self.acquisition, temperature, feasibility)
+        y_std = float(data.y.std()) or 1.0  # equal outcomes tilt nothing, whatever they are divided by
+        return Potential(surrogate, self.acquisition, y_std, self.kl_coef, feasibility)
 
     def _requests(self, seed: int) -> list[SampleRequest]:
         return [
@@ -215,5 +220,5 @@ def _candidates(
                 provenance, potential.feasibility.log_probability(X).tolist(), strict=True
             ):
                 told["log_p_feasible"] = log_p
-    summary = {"temperature": potential.temperature, **summarise(results)}
+    summary = {"y_std": potential.y_std, **summarise(results)}
     return Candidates(x0, designs, provenance, predicted, summary, traces(results))
