@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,13 +25,14 @@ from torch import Tensor
 
 from bbo import seeds, tables
 from bbo.config.describe import check_same, describe, describe_oracle, describe_prior
-from bbo.errors import CampaignError, ConfigError, ConfigMismatchError
+from bbo.errors import BboError, CampaignError, ConfigError, ConfigMismatchError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import Candidates, Method, Observations, SteeredPrior, ask, run_round
 from bbo.progress import Listener, Progress
+from oracles.answers import as_evaluation
 from oracles.base import Oracle
-from oracles.callables import FunctionOracle, as_evaluation
+from oracles.callables import FunctionOracle
 from oracles.evaluation import VALUE, Evaluation
 from smc.prior import Prior
 from surrogate.features import Encoder
@@ -61,10 +62,11 @@ class Settings:
     in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise ConfigError(f"budget must be at least 1 query, got {self.budget}")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1 query, got {self.batch_size}")
+        for name, least in (("budget", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+                unit = "" if name == "seed" else " query"
+                raise ConfigError(f"{name} must be a whole number, at least {least}{unit}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -157,17 +159,31 @@ class Campaign:
 
     # ------------------------------------------------------------------- driving
     def run(self) -> None:
-        """Spend the rest of the budget, round by round."""
-        while (n := self._next_batch()) > 0:
-            self._show(seconds={})
-            run_round(self, n)
+        """Spend the rest of the budget, round by round.
+
+        Raises CampaignError when every query of a round has failed and none ever had an outcome: more likely the
+        oracle is broken than the designs. Running again tries one more round.
+        """
+        if self.settings.in_doubt is InDoubt.RETRY:
+            self.ledger.retry([q.id for q in self.ledger.queries({QueryState.IN_DOUBT})])
+        try:
+            while (n := self._next_batch()) > 0:
+                self._show(seconds={}, last=(), n_in_round=n)
+                run_round(self, n)
+                self._check_any_outcome()
+        except BaseException:
+            with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
+                self.ledger.doubt_sent()  # nobody will answer them any more
+            raise
 
     def ask(self, n: int | None = None) -> list[Asked]:
         """Return designs for somebody else to evaluate; they count as sent. n: None for a whole batch.
 
-        Raises BudgetError when fewer than n queries are left.
+        Designs that were proposed and never sent come first. Raises BudgetError when fewer than n queries are left.
         """
-        self._show(seconds={})
+        if n is not None and n < 1:
+            raise ConfigError(f"ask for at least 1 design, got {n}")
+        self._show(seconds={}, last=())
         queries = ask(self, self.settings.batch_size if n is None else n)
         self.send(queries)
         return [Asked(q.id, d.numpy()) for q, d in zip(queries, self.designs(queries), strict=True)]
@@ -275,9 +291,18 @@ class Campaign:
     def _recover(self) -> None:
         """Take up what an earlier driver left: queries it sent and never saw answered are in doubt."""
         self.ledger.doubt_sent()
-        if self.settings.in_doubt is InDoubt.RETRY:
-            self.ledger.retry([q.id for q in self.ledger.queries({QueryState.IN_DOUBT})])
-        self._show_counts(best=tables.best_value(self.ledger, self.settings.objective))
+        number = self._next_round() - 1
+        best = tables.best_value(self.ledger, self.settings.objective)
+        self._show_counts(best=best, round=None if number < 0 else number)
+
+    def _check_any_outcome(self) -> None:
+        counts = self.ledger.counts()
+        if counts.done == 0 and counts.failed > 0:
+            first = self.ledger.queries({QueryState.FAILED})[0].evaluation
+            raise CampaignError(
+                f"all {counts.failed} queries so far have failed, the first with: {first.error if first else ''}. "
+                "Mend the oracle and run again to go on; failed queries stay spent"
+            )
 
     def _next_batch(self) -> int:
         waiting = len(self.reserved())
@@ -297,7 +322,7 @@ class Campaign:
         self.ledger.tell(told)
         values = [e.outcomes.get(name) for e in told.values()]
         known = [value for value in (self._progress.best, *values) if value is not None]
-        self._show_counts(last=tuple(values), best=max(known, default=None))
+        self._show_counts(last=(*self._progress.last, *values), best=max(known, default=None))
 
     def _show_counts(self, **changes: object) -> None:
         counts = self.ledger.counts()
@@ -324,6 +349,10 @@ def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
             f"the oracle {oracle.name!r} takes designs of shape {tuple(oracle.design_shape)}, "
             f"but the prior makes {tuple(prior.design_shape)}; use a prior that was trained on the oracle's designs"
         )
+    if oracle.n_per_call is not None and oracle.n_per_call < 1:
+        raise ConfigError(
+            f"n_per_call of the oracle must be at least 1, or null for all, got {oracle.n_per_call}"
+        )
     if settings.in_doubt is InDoubt.RETRY and not oracle.is_idempotent:
         raise ConfigError(
             f"in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so "
@@ -341,7 +370,7 @@ def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
         if ledger.budget != budget:
             raise ConfigMismatchError(
                 f"the campaign {directory} has a budget of {ledger.budget} queries, got {budget}; "
-                f"to raise it: bbo budget {directory} {max(budget, ledger.budget)}"
+                f"give it {ledger.budget}, or raise it first with: bbo budget {directory} N"
             )
         ledger.drive()
     except BaseException:
@@ -352,6 +381,8 @@ def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
 
 def _with_objective(evaluation: Evaluation, objective: str) -> Evaluation:
     """Return the evaluation, as a failed one when it lacks the outcome that is to be maximised."""
-    if evaluation.error is None and objective not in evaluation.outcomes:
-        return Evaluation.failed(f"no outcome {objective!r} among {sorted(evaluation.outcomes)}")
-    return evaluation
+    if evaluation.error is not None or objective in evaluation.outcomes:
+        return evaluation
+    reason = f"no outcome {objective!r} among {sorted(evaluation.outcomes)}"
+    paid_for = {**evaluation.metadata, "outcomes": dict(evaluation.outcomes)}
+    return Evaluation(error=reason, cost=evaluation.cost, metadata=paid_for)

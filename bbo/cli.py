@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +29,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings to change, written key.path=value.", metavar="[KEY.PATH=VALUE]..."),
 ]
+IN_DOUBT = {"count_as_spent": "they count as spent (bbo status lists them)", "retry": "they are asked again"}
+
 Directory = Annotated[Path, typer.Argument(help="Directory of a campaign.", show_default=False)]
 
 
@@ -37,8 +41,17 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     from bbo.display import shown
 
     plan = load_plan(config, overrides or [])
-    with shown(plan.settings.batch_size) as listener, plan.open(listener) as campaign:
-        campaign.run()
+    try:
+        with shown(plan.settings.batch_size) as listener, plan.open(listener) as campaign:
+            n_in_doubt = campaign.ledger.counts().in_doubt
+            if n_in_doubt:
+                typer.echo(
+                    f"{n_in_doubt} queries are in doubt since an earlier run: {IN_DOUBT[plan.settings.in_doubt]}"
+                )
+            campaign.run()
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
     best(plan.directory, n=5)
     typer.echo(f"\nbbo report {plan.directory}   writes the report")
 
@@ -74,7 +87,10 @@ def best(
     directory: Directory,
     n: Annotated[int, typer.Option("-n", help="How many designs.", min=1)] = 10,
     export: Annotated[
-        Path | None, typer.Option(help="Write them to this CSV file, with every number of each design.")
+        Path | None,
+        typer.Option(
+            help="CSV file for them, with every number of each design; 'csv' is DIRECTORY/best.csv."
+        ),
     ] = None,
 ) -> None:
     """Show the best designs so far."""
@@ -85,6 +101,7 @@ def best(
     with Ledger.open(directory) as ledger:
         table = tables.best(ledger, tables.objective_of(ledger), n)
     if export is not None:
+        export = directory / "best.csv" if str(export) == "csv" else export
         table.to_csv(export, index=False)
         typer.echo(f"{len(table)} designs written to {export}")
     else:
@@ -132,14 +149,18 @@ def train_prior(
 
 
 def main() -> None:
-    """Run the command line: one line and exit code 2 for a user's mistake, 130 for ctrl-C."""
-    try:
+    """Run the command line."""
+    with refusals():
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        typer.echo("stopped; run the same command again to continue", err=True)
-        sys.exit(130)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what the packages refuse, and files that cannot be read or written, into one message and exit code 2."""
+    try:
+        yield
     except Exception as error:
-        if not _is_refusal(error):
+        if not (isinstance(error, OSError) or _is_refusal(error)):
             raise
         typer.echo(f"bbo: {error}", err=True)
         sys.exit(2)

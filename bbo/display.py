@@ -24,7 +24,7 @@ N_IN_DOUBT_SHOWN = 20
 @contextmanager
 def shown(batch_size: int) -> Iterator[Listener]:
     """Give a listener that shows progress: live in a terminal, one line a batch elsewhere."""
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
         yield _plain_listener(console)
         return
@@ -36,7 +36,8 @@ def _plain_listener(console: Console) -> Listener:
     told: set[int] = set()
 
     def listen(progress: Progress) -> None:
-        if progress.round is not None and progress.last and progress.spent not in told:
+        is_over = len(progress.last) == progress.n_in_round > 0
+        if is_over and progress.spent not in told:
             told.add(progress.spent)
             values = [value for value in progress.last if value is not None]
             failed = len(progress.last) - len(values)
@@ -72,7 +73,7 @@ def _panel(progress: Progress, batch_size: int) -> RenderableType:
 
 def print_status(ledger: Ledger) -> None:
     """Print how far a campaign is, and every query in doubt."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     counts, objective = ledger.counts(), tables.objective_of(ledger)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", justify="right")
@@ -93,7 +94,7 @@ def print_status(ledger: Ledger) -> None:
 
 def print_best(table: pd.DataFrame) -> None:
     """Print the best designs, without their numbers."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if table.empty:
         console.print("no design has an outcome yet")
         return

@@ -8,6 +8,7 @@ A baseline replaces only `propose`; reserving, paying and telling stay the campa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -24,11 +25,12 @@ from bbo.executor import Executor, SampleRequest
 from bbo.ledger import Query
 from bbo.potential import Potential
 from bbo.selection import Pick, draw_from_islands
+from oracles.answers import as_evaluation
 from oracles.base import Oracle
 from oracles.evaluation import Evaluation
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
-from surrogate.acquisition import UCB, Acquisition
+from surrogate.acquisition import UCB, Acquisition, Thompson
 from surrogate.base import Dataset, Posterior, SurrogateModel
 from surrogate.feasibility import FeasibilityModel, GPFeasibility
 from surrogate.gp import ExactGP
@@ -68,10 +70,7 @@ def answers(oracle: Oracle, designs: Float[Tensor, "n *design"]) -> list[Evaluat
     if len(evaluations) != len(designs):
         reason = f"{oracle.name} got {len(designs)} designs and answered {len(evaluations)} evaluations"
         return [Evaluation.failed(reason)] * len(designs)
-    return [
-        e if isinstance(e, Evaluation) else Evaluation.failed(f"the oracle answered {e!r}, not an Evaluation")
-        for e in evaluations
-    ]
+    return [as_evaluation(evaluation) for evaluation in evaluations]
 
 
 def _groups(queries: list[Query], size: int | None) -> Iterator[list[Query]]:
@@ -92,9 +91,14 @@ class Observations:
     """The objective of the feasible rows, in their order."""
     noise_std: Float[Tensor, " feasible"] | None = None
 
-    def dataset(self) -> Dataset:
-        """Return what the surrogate of the objective is fitted to: the feasible rows."""
-        return Dataset(self.X[self.is_feasible], self.y, self.noise_std)
+    def standardised(self) -> tuple[Dataset, float, float]:
+        """Return the feasible rows with outcomes of mean 0 and std 1, and the mean and std they had.
+
+        Outcomes that are all equal have std 1: they tilt nothing, whatever they are divided by.
+        """
+        y_mean, y_std = float(self.y.mean()), float(self.y.std()) or 1.0
+        noise_std = None if self.noise_std is None else self.noise_std / y_std
+        return Dataset(self.X[self.is_feasible], (self.y - y_mean) / y_std, noise_std), y_mean, y_std
 
 
 @dataclass(frozen=True)
@@ -150,10 +154,14 @@ class SteeredPrior:
     """Groups of islands that can be sampled in different places; part of the result, unlike the places."""
 
     def __post_init__(self) -> None:
-        if not self.kl_coef > 0:
-            raise ConfigError(f"kl_coef must be above 0, got {self.kl_coef}")
+        if not 0 < self.kl_coef < math.inf:
+            raise ConfigError(f"kl_coef must be a finite number above 0, got {self.kl_coef}")
         if self.n_shards < 1:
             raise ConfigError(f"n_shards must be at least 1, got {self.n_shards}")
+        if isinstance(self.acquisition, Thompson) and isinstance(self.surrogate, ExactGP):
+            raise ConfigError(
+                "Thompson follows draws of the surrogate, which ExactGP has none of; use DeepEnsemble"
+            )
 
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
@@ -171,15 +179,14 @@ class SteeredPrior:
 
     def fit(self, observed: Observations, seed: int) -> Potential:
         """Return what the round believes and wants. Raises FitError when the surrogate cannot be fitted."""
-        data = observed.dataset()
+        data, y_mean, y_std = observed.standardised()
         surrogate = self.surrogate.fit(data, generator=seeds.generator(seed, "surrogate"))
         feasibility = None
         if self.feasibility is not None:
             feasibility = self.feasibility.fit(
                 observed.X, observed.is_feasible, generator=seeds.generator(seed, "feasibility")
             )
-        y_std = float(data.y.std()) or 1.0  # equal outcomes tilt nothing, whatever they are divided by
-        return Potential(surrogate, self.acquisition, y_std, self.kl_coef, feasibility)
+        return Potential(surrogate, self.acquisition, self.kl_coef, y_mean, y_std, feasibility)
 
     def _requests(self, seed: int) -> list[SampleRequest]:
         return [
@@ -214,7 +221,7 @@ def _candidates(
         return Candidates(x0, designs, provenance)
     X = executor.encode(designs)
     with torch.no_grad():
-        predicted = potential.surrogate.posterior(X)
+        predicted = potential.predicted(X)
         if potential.feasibility is not None:
             for told, log_p in zip(
                 provenance, potential.feasibility.log_probability(X).tolist(), strict=True

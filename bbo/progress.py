@@ -18,8 +18,10 @@ class Progress:
     """Number of the round whose queries are being paid; None before the first."""
     best: float | None = None
     """Best objective so far."""
+    n_in_round: int = 0
+    """Queries that this round pays for."""
     last: tuple[float | None, ...] = ()
-    """Objective of the answers that came last; None for a failure."""
+    """Objective of the round's answers so far; None for a failure."""
     ess_share: float | None = None
     """Mean effective sample size of the round's sampling, as a share of the particles."""
     stage: str | None = None

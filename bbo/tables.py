@@ -35,7 +35,8 @@ def best(ledger: Ledger, objective: str, n: int) -> pd.DataFrame:
     table = pd.DataFrame([_row(query, objective) for query in done])
     if table.empty:
         return table
-    coordinates = np.stack([design_of(ledger, query).reshape(-1) for query in done])
+    designs = {sha: load(ledger.blobs.get_bytes(sha))["design"] for sha in {query.artifact for query in done}}
+    coordinates = np.stack([designs[query.artifact][query.row].reshape(-1) for query in done])
     names = [f"x{i}" for i in range(coordinates.shape[1])]
     table = table.drop(columns=["state", "error"])
     return pd.concat([table, pd.DataFrame(coordinates, columns=names)], axis=1)
@@ -57,12 +58,6 @@ def value_of(query: Query, objective: str) -> float:
     """Return the objective of a query, NaN where it has none."""
     outcomes: Mapping[str, float] = {} if query.evaluation is None else query.evaluation.outcomes
     return outcomes.get(objective, math.nan)
-
-
-def design_of(ledger: Ledger, query: Query) -> np.ndarray:
-    """Return the design of a query, as it was reserved."""
-    design: np.ndarray = load(ledger.blobs.get_bytes(query.artifact))["design"][query.row]
-    return design
 
 
 def _row(query: Query, objective: str) -> dict[str, Any]:

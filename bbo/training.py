@@ -18,12 +18,16 @@ def train_prior_file(data: Path, out: Path, *, n_iterations: int, seed: int) -> 
     """
     try:
         X = np.load(data, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"cannot read {data} as a .npy array of numbers: {error}") from error
-    if not np.issubdtype(X.dtype, np.number):
-        raise ConfigError(f"{data} must hold numbers, got dtype {X.dtype}")
-    if not out.parent.is_dir():
-        raise ConfigError(f"cannot write {out}: no directory {out.parent}")
+    if not isinstance(X, np.ndarray):
+        raise ConfigError(f"{data} must be a .npy file with one array, got an archive of several")
+    if not (np.issubdtype(X.dtype, np.floating) or np.issubdtype(X.dtype, np.integer)):
+        raise ConfigError(f"{data} must hold real numbers, got dtype {X.dtype}")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(
+            f"cannot write {out}: {'it is' if out.is_dir() else 'there is no'} directory {out.parent}"
+        )
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=n_iterations, loss="")

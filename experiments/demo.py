@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bbo import tables
+from bbo.cli import refusals
 from bbo.config.plan import Plan, load_plan
 from bbo.display import shown
 from bbo.ledger import Ledger
@@ -67,4 +68,5 @@ def comparison(plan: Plan) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals():
+        main()

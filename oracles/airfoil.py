@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ class AirfoilOracle:
             wrong.append(f"min_confidence must be between 0 and 1, got {self.min_confidence}")
         if wrong:
             raise OracleError("airfoil oracle: " + "; ".join(wrong))
+        if find_spec("neuralfoil") is None:
+            raise OracleError("the airfoil oracle needs NeuralFoil: pip install 'bbo-diffusion[airfoil]'")
 
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
         """Return one evaluation per design, in order; a bad design fails alone. 100 designs take some 10 ms.
@@ -148,8 +151,6 @@ def _fault(design: Float[np.ndarray, " 18"]) -> str | None:
 
 
 def _neuralfoil() -> Any:
-    try:
-        import neuralfoil
-    except ImportError as e:
-        raise OracleError("the airfoil oracle needs NeuralFoil: pip install 'bbo-diffusion[airfoil]'") from e
+    import neuralfoil  # pulls casadi: a second, for those who fly
+
     return neuralfoil

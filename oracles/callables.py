@@ -1,13 +1,11 @@
 """Oracles from plain Python functions, one design or a whole batch a call.
 
-What a function answers becomes an evaluation: a number, a mapping of named numbers, or an `Evaluation`. All
-else (NaN, a string, None, an exception) is a failed evaluation with its reason, for that design alone.
+A function answers a number, a mapping of named numbers, or an `Evaluation` (`oracles.answers`). All else (NaN, a
+string, None, an exception) is a failed evaluation with its reason, for that design alone.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from oracles.answers import as_evaluation
 from oracles.errors import OracleError
-from oracles.evaluation import VALUE, Evaluation
+from oracles.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,9 @@ class FunctionOracle:
     design_shape: tuple[int, ...] | None = None
     is_idempotent: bool = False
     n_per_call: int | None = 1
+
+    def __post_init__(self) -> None:
+        _check_callable(self.function)
 
     @property
     def name(self) -> str:
@@ -57,6 +59,9 @@ class BatchFunctionOracle:
     is_idempotent: bool = False
     n_per_call: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_callable(self.function)
+
     @property
     def name(self) -> str:
         """Name of the function."""
@@ -74,30 +79,9 @@ class BatchFunctionOracle:
         return [as_evaluation(answer) for answer in answers]  # type: ignore[attr-defined]
 
 
-def as_evaluation(answer: object) -> Evaluation:
-    """Return what a user's function answered for one design as an evaluation; never raises."""
-    if isinstance(answer, Evaluation):
-        return answer
-    named = answer if isinstance(answer, Mapping) else {VALUE: answer}
-    outcomes = {}
-    for name, value in named.items():
-        number = _as_number(value)
-        if number is None or not math.isfinite(number):
-            what = f"{value!r}" if number is None else f"{number}"
-            return Evaluation.failed(f"the oracle answered {what[:200]} for {name!r}, not a finite number")
-        outcomes[str(name)] = number
-    if not outcomes:
-        return Evaluation.failed("the oracle answered no outcome")
-    return Evaluation(outcomes=outcomes)
-
-
-def _as_number(value: object) -> float | None:
-    """Return a real number or a one-element array or tensor as float; None for anything else, text included."""
-    if isinstance(value, numbers.Real):
-        return float(value)
-    if isinstance(value, np.ndarray | Tensor) and math.prod(value.shape) == 1:
-        return float(value.item())
-    return None
+def _check_callable(function: object) -> None:
+    if not callable(function):
+        raise OracleError(f"an oracle needs a function of a design, got {function!r:.100}")
 
 
 def name_of(function: Callable[..., object]) -> str:

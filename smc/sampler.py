@@ -54,8 +54,10 @@ class Guidance:
     """Share of the chain that is walked before the first gradient is paid for."""
 
     def __post_init__(self) -> None:
-        if not self.max_drift > 0:
-            raise SamplerError(f"max_drift must be positive, got {self.max_drift}; for no guidance use None")
+        if not 0 < self.max_drift < float("inf"):
+            raise SamplerError(
+                f"max_drift must be a finite number above 0, got {self.max_drift}; for no guidance use None"
+            )
         if not 0 <= self.start <= 1:
             raise SamplerError(f"guidance start is a share of the chain between 0 and 1, got {self.start}")
 

@@ -7,6 +7,7 @@ every island follow a draw of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -46,6 +47,10 @@ class UCB:
 
     beta: float = 1.0
     """Multiplies the std itself; where a paper multiplies the std by √β, this is its √β."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.beta):
+            raise SurrogateError(f"beta must be a finite number, got {self.beta}")
 
     def __call__(
         self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]

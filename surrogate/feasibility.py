@@ -57,6 +57,11 @@ class GPFeasibility:
     max_iterations: int = 30
     """Most iterations of L-BFGS on the GP's hyperparameters."""
 
+    def __post_init__(self) -> None:
+        ExactGP(
+            self.max_iterations
+        )  # refuses what it would refuse when it is fitted, before anything is paid
+
     def fit(
         self, X: Float[Tensor, "n d"], is_feasible: Bool[Tensor, " n"], *, generator: Generator
     ) -> ConstantFeasibility | ProbitFeasibility:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 
@@ -21,26 +23,37 @@ def load_attribute(target: str, folder: Path) -> object:
         raise ConfigError(
             f"expected 'package.module:attribute' or 'path/to/file.py:attribute', got {target!r}"
         )
+    path = folder / source
+    is_file = source.endswith(".py")
+    if is_file and not path.is_file():
+        raise ConfigError(f"no file {path} (from {target!r})")
     try:
-        module = _from_file(folder / source) if source.endswith(".py") else importlib.import_module(source)
-        return attrgetter(attribute)(module)
-    except FileNotFoundError as error:
-        raise ConfigError(f"no file {folder / source} (from {target!r})") from error
-    except AttributeError as error:
-        raise ConfigError(f"{source} has no {attribute!r}") from error
-    except ConfigError:
-        raise
+        with _importable(path.parent if is_file else folder):
+            module = _from_file(path) if is_file else importlib.import_module(source)
     except Exception as error:
         raise ConfigError(f"cannot import {source}: {type(error).__name__}: {error}") from error
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as error:
+        raise ConfigError(f"{source} has no {attribute!r}") from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the user's code import what lies beside it."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
 
 
 def _from_file(path: Path) -> object:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"bbo_user_code_{path.stem}"  # a name of its own: the user's types.py is not the library's
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses and pickling look their module up by name
+    sys.modules[name] = module  # dataclasses look their module up by name
     spec.loader.exec_module(module)
     return module

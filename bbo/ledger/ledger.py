@@ -240,7 +240,9 @@ class Ledger:
 
     # ------------------------------------------------------------ the campaign
     def raise_budget(self, budget: int) -> None:
-        """Allow `budget` queries in all. Raises BudgetError unless that is more than before."""
+        """Allow `budget` queries in all. Raises BudgetError unless that is more than before, and below 2³¹."""
+        if budget >= 2**31:
+            raise BudgetError(f"a budget must be below 2³¹ queries, got {budget}")
         with self._write() as connection:
             before = self._budget(connection)
             if budget <= before:

@@ -41,7 +41,7 @@ class Query:
     slot: int
     """Its place in the round, from 0."""
     key: str
-    """Names this query to the oracle, once and for all: a service that keeps keys charges each once."""
+    """Names this query once and for all, in this ledger and any other."""
     state: QueryState
     artifact: str
     """The blob that holds its design."""

@@ -286,7 +286,7 @@ def _doubts(account: Account) -> str:
         "twice: <code>campaign.ledger.retry([QUERY])</code>, then <code>campaign.run()</code>.</p>"
     )
     rows = [[q.key, str(q.id), str(q.round), moment(q.sent_at), str(q.n_sent)] for q in doubted]
-    header = ["key the oracle was given", "query", "round", "last sent", "times sent"]
+    header = ["key", "query", "round", "last sent", "times sent"]
     return section("Queries in doubt", about, how + table(header, rows, "words"))
 
 

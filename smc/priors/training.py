@@ -24,6 +24,8 @@ from smc.errors import PriorError
 from smc.priors.denoiser import ALPHA_BARS, N_TRAIN, Denoiser, ResidualMLP
 
 MIN_ROWS = 16
+MAX_SIZE = 1e18
+"""Beyond it the squares of float32 numbers overflow."""
 MIN_STD = 1e-6
 """Columns are divided by their std, but by no less than this share of their largest absolute value."""
 _N_REPORTS = 60
@@ -123,7 +125,7 @@ def _checked(X: Tensor | np.ndarray) -> Float[Tensor, "n d"]:
         raise PriorError(f"training data must be a matrix with one row a design, got shape {tuple(X.shape)}")
     if len(X) < MIN_ROWS:
         raise PriorError(f"training data must have at least {MIN_ROWS} rows, got {len(X)}")
-    bad = (~X.isfinite().all(1)).nonzero().flatten().tolist()
+    bad = (~(X.abs() < MAX_SIZE).all(1)).nonzero().flatten().tolist()
     if bad:
         others = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
         raise PriorError(f"training data must be finite, but row {bad[0]} is {X[bad[0]].tolist()}{others}")

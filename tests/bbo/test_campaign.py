@@ -47,6 +47,14 @@ def designs(campaign):
     return campaign.designs(campaign.ledger.queries()).numpy()
 
 
+def spoiled(**fields):
+    """Return an evaluation whose fields are not what their types say, as a user's may be."""
+    evaluation = Evaluation({"value": 1.0})
+    for name, value in fields.items():
+        object.__setattr__(evaluation, name, value)
+    return evaluation
+
+
 # ---------------------------------------------------------------- promises
 def test_it_improves_on_the_prior_and_stops_at_the_budget(tmp_path):
     with opened(tmp_path / "run", budget=40) as campaign:
@@ -108,12 +116,13 @@ def test_thompson_with_an_ensemble_runs(tmp_path):
         assert campaign.ledger.counts().done == 12
 
 
-def test_shards_do_not_change_what_a_shard_samples(tmp_path):
+def test_every_shard_samples_designs_of_its_own(tmp_path):
     method = replace(METHOD, n_shards=3)
-    with opened(tmp_path / "run", method=method, budget=16, batch_size=8) as campaign:
+    with opened(tmp_path / "run", method=method, budget=20, batch_size=10) as campaign:
         campaign.run()
-        told = [q.provenance for q in campaign.ledger.queries(rounds={1})]
-        assert {p["shard"] for p in told} == {0, 1, 2}
+        queries = campaign.ledger.queries(rounds={1})
+        assert {q.provenance["shard"] for q in queries} == {0, 1, 2}
+        assert len({row.tobytes() for row in campaign.designs(queries).numpy()}) == 10
 
 
 # ---------------------------------------------------------------- bad oracles
@@ -136,18 +145,83 @@ def test_one_bad_design_never_loses_the_rest(tmp_path):
 
 
 def test_a_batch_of_the_wrong_length_fails_as_a_whole_and_is_spent(tmp_path):
-    oracle = BatchFunctionOracle(lambda designs: [1.0] * (len(designs) - 1))
-    with opened(tmp_path / "run", oracle, budget=8) as campaign:
-        campaign.run()
+    oracle = BatchFunctionOracle(lambda designs: [1.0] * (len(designs) - (len(designs) == 4)))
+    with opened(tmp_path / "run", oracle, budget=11, batch_size=4) as campaign:
+        with pytest.raises(CampaignError, match="all 4 queries so far have failed"):
+            campaign.run()
+        with pytest.raises(CampaignError, match="all 8 queries so far have failed"):
+            campaign.run()
+        campaign.run()  # three are left
         table = campaign.history()
-    assert list(table.state) == ["failed"] * 8
+    assert list(table.state) == ["failed"] * 8 + ["done"] * 3
     assert "got 4 designs and must answer as many, got 3" in table.error[0]
 
 
-def test_an_oracle_without_the_objective_fails_with_its_reason(tmp_path):
-    with opened(tmp_path / "run", lambda d: {"lift": 1.0}, budget=4, objective="drag") as campaign:
+def test_an_oracle_without_the_objective_stops_after_one_batch_and_keeps_what_was_paid(tmp_path):
+    with opened(tmp_path / "run", lambda d: {"lift": 1.0}, budget=8, objective="drag") as campaign:
+        with pytest.raises(CampaignError, match=r"no outcome 'drag' among \['lift'\]"):
+            campaign.run()
+        assert len(campaign.history()) == 4
+        assert campaign.ledger.queries()[0].evaluation.metadata["outcomes"] == {"lift": 1.0}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Evaluation({"value": 1.0}, noise_std={"value": math.nan}),
+        lambda: spoiled(noise_std={"value": "big"}),
+        lambda: spoiled(outcomes={"value": "big"}),
+        lambda: Evaluation({"value": 1.0}, cost=math.nan),
+        lambda: spoiled(error=ValueError("x")),
+        lambda: 10**400,
+        lambda: np.array("soup"),
+        lambda: 1e300,
+    ],
+)
+def test_a_malformed_answer_in_a_batch_costs_nobody_else_anything(tmp_path, bad):
+    oracle = BatchFunctionOracle(lambda designs: [bad(), *[float(d.sum()) for d in designs[1:]]])
+    with opened(tmp_path / "run", oracle, budget=8) as campaign:
         campaign.run()
-        assert campaign.history().error[0] == "no outcome 'drag' among ['lift']"
+        assert (campaign.history().state[[1, 2, 3, 5, 6, 7]] == "done").all()
+        assert campaign.ledger.counts().in_doubt == 0
+
+
+@pytest.mark.parametrize("unit", [1e-90, 1e90])
+def test_the_unit_of_the_outcome_does_not_matter(tmp_path, unit):
+    found = []
+    for name, factor in (("plain", 1.0), ("scaled", unit)):
+        with opened(tmp_path / name, lambda d, factor=factor: factor * bowl(d), budget=12) as campaign:
+            campaign.run()
+            found.append(designs(campaign))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-2)
+
+
+def test_interrupted_and_run_again_in_the_same_process(tmp_path):
+    calls = []
+
+    def oracle(design):
+        calls.append(design)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return bowl(design)
+
+    with opened(tmp_path / "run", oracle, budget=8) as campaign:
+        with pytest.raises(KeyboardInterrupt):
+            campaign.run()
+        assert campaign.ledger.counts().in_doubt == 1
+        campaign.run()
+        assert campaign.ledger.counts().done == 7
+
+
+def test_a_late_answer_is_welcome_whatever_the_policy(tmp_path):
+    oracle = FunctionOracle(bowl, is_idempotent=True)
+    with opened(tmp_path / "run", oracle, in_doubt="retry", budget=4) as campaign:
+        asked = campaign.ask(4)
+    with opened(tmp_path / "run", oracle, in_doubt="retry", budget=4) as campaign:
+        campaign.tell(asked[0].id, 5.0)
+        campaign.run()  # asks for the other three again
+        assert campaign.ledger.counts().done == 4
+        assert campaign.best(1).value[0] == 5.0
 
 
 def test_failures_teach_feasibility(tmp_path):
@@ -166,9 +240,11 @@ def test_failures_teach_feasibility(tmp_path):
     assert feasible_share["with"] > feasible_share["without"] + 0.15
 
 
-def test_a_campaign_without_any_outcome_keeps_asking_the_prior(tmp_path):
+def test_a_campaign_without_any_outcome_stops_and_asks_the_prior_again(tmp_path):
     with opened(tmp_path / "run", lambda d: math.nan, budget=8) as campaign:
-        campaign.run()
+        for _ in range(2):
+            with pytest.raises(CampaignError, match="Mend the oracle"):
+                campaign.run()
         assert [q.provenance["from"] for q in campaign.ledger.queries()] == ["prior"] * 8
         assert campaign.best(1).empty
 
@@ -276,9 +352,12 @@ def test_a_second_driver_is_refused(tmp_path):
     opened(tmp_path / "run").close()
 
 
-@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": -3}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"budget": 0}, {"budget": -3}, {"batch_size": 0}, {"budget": True}, {"budget": 2**40}, {"seed": -1}],
+)
 def test_budgets_that_are_none_are_refused_and_nothing_is_created(tmp_path, wrong):
-    with pytest.raises(ConfigError, match="must be at least 1"):
+    with pytest.raises(ConfigError, match="must be a whole number, at least"):
         opened(tmp_path / "run", **wrong)
     assert not (tmp_path / "run").exists()
 
@@ -287,6 +366,16 @@ def test_prior_and_oracle_must_agree_on_the_design(tmp_path):
     with pytest.raises(CampaignError, match=r"takes designs of shape \(5,\), but the prior makes \(3,\)"):
         opened(tmp_path / "run", FunctionOracle(bowl, design_shape=(5,)))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_oracle_that_takes_no_designs_a_call_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="n_per_call"):
+        opened(tmp_path / "run", FunctionOracle(bowl, n_per_call=-1))
+
+
+def test_asking_for_nothing_is_refused(tmp_path):
+    with opened(tmp_path / "run") as campaign, pytest.raises(ConfigError, match="at least 1 design"):
+        campaign.ask(0)
 
 
 def test_retry_needs_an_oracle_that_says_it_may_be_asked_twice(tmp_path):

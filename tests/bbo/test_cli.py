@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MINE = """
+NUMBER = 5
 def bowl(design):
     if design[0] > 2:
         raise ValueError("too long")
@@ -37,6 +38,8 @@ def home(tmp_path_factory):
         "prior: {type: denoiser, path: prior.safetensors, n_steps: 8}\n"
         "oracle: {type: function, function: 'mine.py:bowl'}\n"
     )
+    (home / "empty.npy").touch()
+    (home / "latin.yaml").write_bytes("# Flügel".encode("latin-1"))
     trained = bbo("prior", "train", "data.npy", "--iterations", 20, cwd=home)
     assert trained.returncode == 0, trained.stderr
     assert "prior written to prior.safetensors" in trained.stdout
@@ -106,12 +109,19 @@ def test_check_builds_and_writes_nothing(home):
         (["run", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (
             ["run", "mine.yaml", "campaign.budget=0", "campaign.directory=x"],
-            "must be at least 1 query, got 0",
+            "at least 1 query, got 0",
         ),
         (["status", "nowhere"], "expected a campaign in nowhere"),
         (["best", "nowhere"], "expected a campaign in nowhere"),
         (["report", "nowhere"], "expected a campaign in nowhere"),
         (["prior", "train", "mine.py"], "cannot read mine.py as a .npy array"),
+        (["prior", "train", "empty.npy"], "cannot read empty.npy as a .npy array"),
+        (["check", "mine.yaml", "oracle.function=mine.py:NUMBER"], "needs a function of a design, got 5"),
+        (["check", "latin.yaml"], "is not UTF-8"),
+        (["run", "mine.yaml", "campaign.budget=99999999999999999999"], "budget must be a whole number"),
+        (["run", "mine.yaml", "campaign.directory=mine.yaml/run"], "mine.yaml/run"),
+        (["best", "run", "--export", "nowhere/x.csv"], "nowhere"),
+        (["budget", "run", "5"], "a budget is never lowered"),
     ],
 )
 def test_a_users_mistake_is_a_message_and_exit_code_2(home, arguments, said):
@@ -124,3 +134,16 @@ def test_a_users_mistake_is_a_message_and_exit_code_2(home, arguments, said):
 def test_unknown_commands_and_missing_arguments_exit_2():
     assert bbo("rnu").returncode == 2
     assert bbo("run").returncode == 2
+
+
+def test_a_raised_budget_is_spent(home):
+    assert bbo("run", "mine.yaml", "campaign.directory=more", cwd=home).returncode == 0
+    assert bbo("run", "mine.yaml", "campaign.directory=more", "campaign.budget=12", cwd=home).returncode == 2
+    assert "may spend 12 queries" in bbo("budget", "more", 12, cwd=home).stdout
+    assert bbo("run", "mine.yaml", "campaign.directory=more", "campaign.budget=12", cwd=home).returncode == 0
+    assert "12 spent of 12" in bbo("status", "more", cwd=home).stdout
+
+
+def test_exporting_csv_writes_into_the_campaign(home):
+    assert bbo("best", "run", "--export", "csv", cwd=home).returncode == 0
+    assert len(pd.read_csv(home / "run" / "best.csv")) == 10

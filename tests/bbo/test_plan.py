@@ -132,7 +132,7 @@ def test_what_constructors_refuse_is_reported_with_its_section(tmp_path):
     with pytest.raises(ConfigError) as refused:
         load_plan(path)
     text = str(refused.value)
-    assert "campaign: budget must be at least 1 query, got 0" in text
+    assert "campaign: budget must be a whole number, at least 1 query, got 0" in text
     assert f"prior: no prior at {tmp_path / 'nowhere.safetensors'}" in text
     assert "reynolds must be above 0" in text
     assert "at least 1 island" in text

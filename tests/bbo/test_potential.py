@@ -8,7 +8,7 @@ import torch
 from bbo.errors import ConfigError
 from bbo.loop import SteeredPrior
 from bbo.potential import Potential
-from surrogate.acquisition import UCB
+from surrogate.acquisition import UCB, Thompson
 from surrogate.base import Posterior
 
 
@@ -29,30 +29,31 @@ ISLAND = torch.zeros(2, dtype=torch.long)
 
 
 def test_formula_by_hand():
-    potential = Potential(Line(), UCB(0.5), y_std=4.0, kl_coef=0.1, feasibility=Edge())
-    # (10·x + 0.5·(|x| + 1)) / 4 - x², all over 0.1
-    expected = torch.tensor([((10 + 1.0) / 4 - 1) / 0.1, ((-20 + 1.5) / 4 - 4) / 0.1])
-    torch.testing.assert_close(potential(X, ISLAND), expected)
+    potential = Potential(Line(), UCB(0.5), kl_coef=0.1, feasibility=Edge())
+    # (10·x + 0.5·(|x| + 1) - x²) / 0.1
+    torch.testing.assert_close(potential(X, ISLAND), torch.tensor([(11.0 - 1) / 0.1, (-18.5 - 4) / 0.1]))
 
 
 def test_without_feasibility():
-    potential = Potential(Line(), UCB(0.0), y_std=2.0, kl_coef=0.5)
-    torch.testing.assert_close(potential(X, ISLAND), torch.tensor([10.0, -20.0]))
+    torch.testing.assert_close(
+        Potential(Line(), UCB(0.0), kl_coef=0.5)(X, ISLAND), torch.tensor([20.0, -40.0])
+    )
 
 
-def test_units_of_the_outcome_do_not_matter():
-    @dataclass(frozen=True)
-    class Scaled:
-        def posterior(self, X):
-            told = Line().posterior(X)
-            return Posterior(1e6 * told.mean, 1e6 * told.std)
-
-    plain = Potential(Line(), UCB(), 4.0, 0.1, Edge())
-    scaled = Potential(Scaled(), UCB(), 4.0e6, 0.1, Edge())
-    torch.testing.assert_close(plain(X, ISLAND), scaled(X, ISLAND))
+def test_predictions_are_on_the_scale_of_the_outcomes():
+    predicted = Potential(Line(), UCB(), 0.1, y_mean=1e9, y_std=3.0).predicted(X)
+    torch.testing.assert_close(predicted.mean, torch.tensor([1e9 + 30, 1e9 - 60], dtype=torch.float64))
+    torch.testing.assert_close(predicted.std, torch.tensor([6.0, 9.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("wrong", [{"kl_coef": 0.0}, {"kl_coef": -1.0}, {"n_shards": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"kl_coef": 0.0}, {"kl_coef": -1.0}, {"kl_coef": float("inf")}, {"n_shards": 0}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SteeredPrior(**wrong)
+
+
+def test_thompson_needs_a_surrogate_with_draws():
+    with pytest.raises(ConfigError, match="DeepEnsemble"):
+        SteeredPrior(acquisition=Thompson())

@@ -1,0 +1,145 @@
+"""The joints of one iteration: what the surrogate is given, which stream each shard has, who is told what."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from bbo import seeds
+from bbo.diagnostics import summarise, traces
+from bbo.executor import LocalExecutor, SampleRequest, standardized
+from bbo.loop import Observations, SteeredPrior, answers
+from bbo.potential import Potential
+from oracles.evaluation import Evaluation
+from smc.priors.gaussian import GaussianPrior
+from smc.sampler import SamplerConfig
+from surrogate.base import Posterior
+from surrogate.features import Flatten
+
+PRIOR = GaussianPrior(torch.tensor([3.0, -1.0]), std=2.0, n_steps=8)
+EXECUTOR = LocalExecutor(PRIOR, Flatten())
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """A surrogate recipe that keeps what it is fitted to."""
+
+    seen: list = field(default_factory=list)
+
+    def fit(self, data, *, generator):
+        self.seen.append(data)
+        return self
+
+    def posterior(self, X):
+        return Posterior(X[:, 0], torch.ones_like(X[:, 0]))
+
+
+def observed(y, is_feasible=None, noise_std=None):
+    is_feasible = torch.ones(len(y), dtype=torch.bool) if is_feasible is None else is_feasible
+    X = torch.arange(2.0 * len(is_feasible)).view(-1, 2)
+    return Observations(X, is_feasible, torch.tensor(y, dtype=torch.float64), noise_std)
+
+
+def test_the_surrogate_sees_standardised_outcomes_of_feasible_rows():
+    recorder = Recorder()
+    is_feasible = torch.tensor([True, False, True, True])
+    noise = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    method = SteeredPrior(surrogate=recorder, feasibility=None, kl_coef=0.3)
+    potential = method.fit(observed([10.0, 20.0, 60.0], is_feasible, noise), seed=0)
+    y = torch.tensor([10.0, 20.0, 60.0], dtype=torch.float64)
+    (data,) = recorder.seen
+    torch.testing.assert_close(data.y, (y - 30) / y.std())
+    torch.testing.assert_close(data.noise_std, noise / y.std())
+    assert torch.equal(data.X, torch.tensor([[0.0, 1.0], [4.0, 5.0], [6.0, 7.0]]))
+    assert (potential.y_mean, potential.kl_coef) == (30.0, 0.3)
+    assert potential.y_std == pytest.approx(y.std().item())
+
+
+def test_equal_outcomes_are_no_division_by_zero():
+    data, y_mean, y_std = observed([7.0, 7.0]).standardised()
+    assert torch.equal(data.y, torch.zeros(2, dtype=torch.float64))
+    assert (y_mean, y_std) == (7.0, 1.0)
+
+
+def test_every_shard_has_a_stream_and_islands_of_its_own():
+    method = SteeredPrior(surrogate=Recorder(), feasibility=None, n_shards=3, sampler=SamplerConfig(4, 2))
+    requests = []
+
+    class Watching(LocalExecutor):
+        def sample(self, potential, shards):
+            requests.extend(shards)
+            return super().sample(potential, shards)
+
+    for seed in (1, 2):
+        method.propose(
+            observed([1.0, 2.0]), Watching(PRIOR, Flatten()), 6, seed=seed, stage=lambda name: nullcontext()
+        )
+    assert [r.first_island for r in requests] == [0, 4, 8] * 2
+    assert len({r.seed for r in requests}) == 6
+
+
+def test_potentials_are_told_the_island_among_all_of_the_round():
+    told = []
+
+    def watching(surrogate, X, island):
+        told.append(island)
+        return X.sum(1)
+
+    potential = Potential(Recorder(), watching, kl_coef=1.0)
+    EXECUTOR.sample(potential, [SampleRequest(SamplerConfig(3, 2), seed=0, first_island=6)])
+    assert torch.equal(told[0], torch.tensor([6, 6, 7, 7, 8, 8]))
+
+
+def test_a_shard_is_the_same_whatever_runs_beside_it():
+    potential = SteeredPrior(surrogate=Recorder(), feasibility=None).fit(observed([1.0, 2.0]), seed=0)
+    one, two = SampleRequest(SamplerConfig(2, 4), seed=11), SampleRequest(SamplerConfig(2, 4), seed=12)
+    alone = EXECUTOR.sample(potential, [two])[0]
+    together = EXECUTOR.sample(potential, [one, two])[1]
+    assert torch.equal(alone.x0, together.x0)
+    assert torch.equal(alone.log_w, together.log_w)
+
+
+def test_features_are_standard_over_the_prior():
+    encoder = standardized(PRIOR, seed=0)
+    mean, std = PRIOR.moments()
+    torch.testing.assert_close(encoder.mean, mean, atol=0.3, rtol=0)
+    torch.testing.assert_close(encoder.std, torch.full((2,), std, dtype=torch.float64), atol=0.15, rtol=0)
+
+
+def test_streams_are_named_and_differ():
+    assert seeds.derive(0, "round", 1) == seeds.derive(0, "round", 1)
+    assert len({seeds.derive(s, "round", r) for s in range(3) for r in range(3)}) == 9
+    assert 0 <= seeds.derive(5, "x") < 2**63
+
+
+def test_answers_of_an_oracle_that_breaks_its_contract():
+    @dataclass(frozen=True)
+    class Broken:
+        said: object
+        name: str = "broken"
+        design_shape: tuple | None = None
+        n_per_call: int | None = None
+        is_idempotent: bool = False
+
+        def evaluate(self, designs):
+            if isinstance(self.said, Exception):
+                raise self.said
+            return self.said
+
+    designs = torch.zeros(2, 3)
+    assert [e.error for e in answers(Broken(RuntimeError("no")), designs)] == ["RuntimeError: no"] * 2
+    assert "answered 1 evaluations" in answers(Broken([Evaluation.of(1.0)]), designs)[1].error
+    mixed = answers(Broken([Evaluation.of(1.0), "soup"]), designs)
+    assert mixed[0].outcomes == {"value": 1.0}
+    assert "'soup'" in mixed[1].error
+
+
+def test_the_summary_of_a_round_in_numbers():
+    result = EXECUTOR.sample(None, [SampleRequest(SamplerConfig(3, 4, guidance=None), seed=0)] * 2)
+    told = summarise(result)
+    assert told["n_islands"] == 6
+    assert told["ess_share"] == pytest.approx(1.0)
+    assert told["log_z"] == pytest.approx(0.0, abs=1e-6)
+    assert traces(result)["ess_share"].shape == (8, 6)
+    assert traces(result)["ess_share"].max() == pytest.approx(1.0)
