@@ -98,6 +98,7 @@ class Campaign:
         self.settings = settings
         self._listener = listener
         self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._n_rounds = len(ledger.rounds())
         self._progress = Progress(settings.budget)
 
     @classmethod
@@ -224,7 +225,7 @@ class Campaign:
 
     def round_seed(self) -> int:
         """Return the seed of the next round."""
-        return seeds.derive(self.settings.seed, "round", self._next_round())
+        return seeds.derive(self.settings.seed, "round", self._n_rounds)
 
     def designs(self, queries: Sequence[Query]) -> Float[Tensor, "n *design"]:
         """Return the designs of these queries, as they were reserved."""
@@ -250,7 +251,7 @@ class Campaign:
 
     def reserve(self, candidates: Candidates) -> list[Query]:
         """Write candidates to the ledger as the next round's queries; their tensors are on disk before."""
-        number = self._next_round()
+        number, seed = self._n_rounds, self.round_seed()
         tensors = {"x0": candidates.x0, "design": candidates.designs, **candidates.diagnostics}
         predicted = candidates.predicted
         proposals = [
@@ -264,7 +265,8 @@ class Campaign:
         ]
         artifact = self.ledger.blobs.put_tensors(tensors)
         summary = {**candidates.summary, "seconds": dict(self._progress.seconds)}
-        queries = self.ledger.reserve(number, self.round_seed(), proposals, artifact, summary)
+        queries = self.ledger.reserve(number, seed, proposals, artifact, summary)
+        self._n_rounds += 1
         self._show(round=number, ess_share=candidates.summary.get("ess_share"))
         return queries
 
@@ -291,7 +293,7 @@ class Campaign:
     def _recover(self) -> None:
         """Take up what an earlier driver left: queries it sent and never saw answered are in doubt."""
         self.ledger.doubt_sent()
-        number = self._next_round() - 1
+        number = self._n_rounds - 1
         best = tables.best_value(self.ledger, self.settings.objective)
         self._show_counts(best=best, round=None if number < 0 else number)
 
@@ -307,9 +309,6 @@ class Campaign:
     def _next_batch(self) -> int:
         waiting = len(self.reserved())
         return min(self.settings.batch_size, waiting or self.ledger.budget - self.ledger.counts().n)
-
-    def _next_round(self) -> int:
-        return len(self.ledger.rounds())
 
     def _artifact(self, sha256: str) -> dict[str, Tensor]:
         if sha256 not in self._tensors:

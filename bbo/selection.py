@@ -1,7 +1,7 @@
 """Which of the sampled particles become the batch.
 
-Islands are independent samples of the target, so one draw from each is a batch of independent draws. What
-was proposed before, to the last bit, is not proposed again.
+Islands are independent samples of the target, so one draw from each is a batch of independent draws. Copies that
+resampling left in an island count as one design.
 """
 
 from __future__ import annotations

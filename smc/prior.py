@@ -36,6 +36,11 @@ class Denoised:
 class Kernel(Protocol):
     """The prior's transition p(x_s | x_t) for a population of particles."""
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the transition has no noise, so that nothing but its mean can be proposed."""
+        ...
+
     def propose(
         self, grad: Float[Tensor, "n *event"] | None, max_drift: float, generator: Generator
     ) -> tuple[Float[Tensor, "n *event"], Float[Tensor, " n"]]:

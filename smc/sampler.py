@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from smc import weights
 from smc.errors import SamplerError
-from smc.prior import Denoised, Kernel, Prior
+from smc.prior import CLEAN, Denoised, Kernel, Prior
 from smc.resampling import Resampling, systematic
 from smc.result import SMCResult, StepInfo, Trace
 from smc.tempering import Exponential, Tempering
@@ -130,7 +130,6 @@ def sample(
     Raises SamplerError when the log-potential has the wrong shape or no gradient where guidance needs one,
     when the guided proposal has no noise to work with, or when no particle of any island is left alive.
     """
-    _check_kernel_noise(prior, config)
     n_steps = len(prior.steps)
     island = torch.arange(config.n_islands).repeat_interleave(config.n_particles)
     particles = start(prior, config, generator)
@@ -143,6 +142,11 @@ def sample(
         infos.append(info)
         lam = config.tempering(i + 1, n_steps, particles.lam, particles.log_w, ahead.log_psi)
         kernel = prior.kernel(particles.x, ahead.denoised, t, s)
+        if is_guided and kernel.is_deterministic and s != CLEAN:
+            raise SamplerError(
+                f"the step from t = {t} to {s} has no noise (eta = 0), so a guided proposal has no density that "
+                "weights could account for; use eta > 0 (1 is a good choice) or guidance=None"
+            )
         particles = move(particles, kernel, ahead.grad, lam, config, generator)
     return finish(particles, log_potential, island, config, infos)
 
@@ -307,11 +311,3 @@ def _buried(log_psi: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Tensor]:
 def _chunks(n: int, max_batch: int | None) -> Iterator[slice]:
     size = max_batch or n
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
-
-
-def _check_kernel_noise(prior: Prior, config: SamplerConfig) -> None:
-    if config.guidance is not None and getattr(prior, "eta", 1.0) == 0:
-        raise SamplerError(
-            "eta = 0 makes every step deterministic, so a guided proposal has no density to account for and "
-            "all weights would be lost; use eta > 0 (1 is a good choice) or guidance=None"
-        )

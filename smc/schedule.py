@@ -111,6 +111,11 @@ class GaussianKernel:
     mean: Float[Tensor, "n *event"]
     std: float
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether std is 0, as it is for the last step and for eta = 0."""
+        return self.std == 0
+
     def propose(
         self, grad: Float[Tensor, "n *event"] | None, max_drift: float, generator: Generator
     ) -> tuple[Float[Tensor, "n *event"], Float[Tensor, " n"]]:
@@ -120,7 +125,7 @@ class GaussianKernel:
         """
         n = len(self.mean)
         z = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
-        if grad is None or self.std == 0:
+        if grad is None or self.is_deterministic:
             return self.mean + self.std * z, torch.zeros(n, dtype=torch.float32, device=self.mean.device)
         delta = capped(self.std * grad, max_drift)
         log_ratio = -(z * delta).flatten(1).sum(1) - 0.5 * delta.flatten(1).square().sum(1)

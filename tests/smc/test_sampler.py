@@ -270,7 +270,7 @@ def test_guidance_before_its_start_asks_for_no_gradient():
 
 
 def test_a_chain_without_noise_cannot_be_guided():
-    with pytest.raises(SamplerError, match="eta = 0"):
+    with pytest.raises(SamplerError, match=r"no noise \(eta = 0\)"):
         run(SamplerConfig(4, 8), prior=replace(PRIOR, eta=0.0))
     assert torch.isfinite(run(SamplerConfig(4, 8, guidance=None), prior=replace(PRIOR, eta=0.0)).x0).all()
 
