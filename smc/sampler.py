@@ -28,7 +28,7 @@ from smc.errors import SamplerError
 from smc.prior import CLEAN, Denoised, Kernel, Prior
 from smc.resampling import Resampling, systematic
 from smc.result import SMCResult, StepInfo, Trace
-from smc.tempering import Exponential, Tempering
+from smc.tempering import Exponential, Moment, Tempering
 
 
 @runtime_checkable
@@ -140,7 +140,7 @@ def sample(
         particles = reweight(particles, ahead.log_psi)
         particles, ahead, info = resample(particles, ahead, config, generator)
         infos.append(info)
-        lam = config.tempering(i + 1, n_steps, particles.lam, particles.log_w, ahead.log_psi)
+        lam = config.tempering(Moment(i + 1, n_steps, particles.lam, particles.log_w, ahead.log_psi))
         kernel = prior.kernel(particles.x, ahead.denoised, t, s)
         if is_guided and kernel.is_deterministic and s != CLEAN:
             raise SamplerError(

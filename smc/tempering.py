@@ -17,22 +17,27 @@ from smc.errors import SamplerError
 from smc.weights import conditional_ess
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where the sampler stands when the next λ is due."""
+
+    i: int
+    """Steps that will have been made when that λ counts, 1 … n_steps."""
+    n_steps: int
+    lam: Float[Tensor, " islands"]
+    """The λ that counts now."""
+    log_w: Float[Tensor, "islands p"]
+    """Normalised log-weights."""
+    log_psi: Float[Tensor, "islands p"]
+    """Log-potentials, not tempered."""
+
+
 @runtime_checkable
 class Tempering(Protocol):
     """A rule for the next λ of every island."""
 
-    def __call__(
-        self,
-        i: int,
-        n_steps: int,
-        lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],
-        log_psi: Float[Tensor, "islands p"],
-    ) -> Float[Tensor, " islands"]:
-        """Return λ_i, from λ_{i-1}, the normalised log-weights and the untempered log-potentials at i-1.
-
-        Never below `lam`, never above 1, and 1 for i = n_steps.
-        """
+    def __call__(self, at: Moment) -> Float[Tensor, " islands"]:
+        """Return the next λ: not below the present one, at most 1, and 1 for i = n_steps."""
         ...
 
 
@@ -41,24 +46,16 @@ class Exponential:
     """λ_i = min((1+γ)^i - 1, 1)."""
 
     gamma: float | None = None
-    """γ > 0. None takes the γ for which λ reaches 1 after 87 % of the steps: 0.008 for 100 steps, as published."""
+    """γ > 0. None takes the γ for which λ is 1 after 87 % of the steps: 0.008 for 100 steps, as published."""
 
     def __post_init__(self) -> None:
         if self.gamma is not None and not self.gamma > 0:
-            raise SamplerError(
-                f"tempering needs gamma > 0, got {self.gamma}; for no tempering use Constant()"
-            )
+            raise SamplerError(f"gamma must be above 0, got {self.gamma}; for no tempering use Constant()")
 
-    def __call__(
-        self,
-        i: int,
-        n_steps: int,
-        lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],  # noqa: ARG002
-        log_psi: Float[Tensor, "islands p"],  # noqa: ARG002
-    ) -> Float[Tensor, " islands"]:
-        gamma = 2 ** (1 / (0.87 * n_steps)) - 1 if self.gamma is None else self.gamma
-        return torch.full_like(lam, 1.0 if i >= n_steps else min((1 + gamma) ** i - 1, 1.0))
+    def __call__(self, at: Moment) -> Float[Tensor, " islands"]:
+        """Return the next λ, the same for all islands."""
+        gamma = 2 ** (1 / (0.87 * at.n_steps)) - 1 if self.gamma is None else self.gamma
+        return torch.full_like(at.lam, 1.0 if at.i >= at.n_steps else min((1 + gamma) ** at.i - 1, 1.0))
 
 
 @dataclass(frozen=True)
@@ -69,34 +66,20 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         if not self.power > 0:
-            raise SamplerError(
-                f"tempering needs power > 0, got {self.power}; for no tempering use Constant()"
-            )
+            raise SamplerError(f"power must be above 0, got {self.power}; for no tempering use Constant()")
 
-    def __call__(
-        self,
-        i: int,
-        n_steps: int,
-        lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],  # noqa: ARG002
-        log_psi: Float[Tensor, "islands p"],  # noqa: ARG002
-    ) -> Float[Tensor, " islands"]:
-        return torch.full_like(lam, (i / n_steps) ** self.power)
+    def __call__(self, at: Moment) -> Float[Tensor, " islands"]:
+        """Return the next λ, the same for all islands."""
+        return torch.full_like(at.lam, (at.i / at.n_steps) ** self.power)
 
 
 @dataclass(frozen=True)
 class Constant:
-    """λ_i = 1: no tempering."""
+    """λ_i = 1 after the first step: no tempering."""
 
-    def __call__(
-        self,
-        i: int,  # noqa: ARG002
-        n_steps: int,  # noqa: ARG002
-        lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],  # noqa: ARG002
-        log_psi: Float[Tensor, "islands p"],  # noqa: ARG002
-    ) -> Float[Tensor, " islands"]:
-        return torch.ones_like(lam)
+    def __call__(self, at: Moment) -> Float[Tensor, " islands"]:
+        """Return 1 for all islands."""
+        return torch.ones_like(at.lam)
 
 
 @dataclass(frozen=True)
@@ -109,25 +92,20 @@ class Adaptive:
         if not 0 < self.ess_target < 1:
             raise SamplerError(f"ess_target must be between 0 and 1, both excluded, got {self.ess_target}")
 
-    def __call__(
-        self,
-        i: int,
-        n_steps: int,
-        lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],
-        log_psi: Float[Tensor, "islands p"],
-    ) -> Float[Tensor, " islands"]:
-        if i >= n_steps:
-            return torch.ones_like(lam)
-        wanted = self.ess_target * log_w.shape[1]
-        spread = torch.where(torch.isneginf(log_psi), 0.0, log_psi)  # the dead weigh nothing in log_w already
+    def __call__(self, at: Moment) -> Float[Tensor, " islands"]:
+        """Return the next λ of each island, found by bisection."""
+        whole_way = torch.ones_like(at.lam)
+        if at.i >= at.n_steps:
+            return whole_way
+        wanted = self.ess_target * at.log_w.shape[1]
+        spread = torch.where(torch.isneginf(at.log_psi), 0.0, at.log_psi)  # the dead weigh nothing already
 
         def keeps(candidate: Float[Tensor, " islands"]) -> Tensor:
-            return conditional_ess(log_w, (candidate - lam)[:, None] * spread) >= wanted
+            return conditional_ess(at.log_w, (candidate - at.lam)[:, None] * spread) >= wanted
 
-        low, high = lam, torch.ones_like(lam)
+        low, high = at.lam, whole_way
         for _ in range(24):  # halves [λ, 1] to 6e-8, the resolution of float32
             middle = (low + high) / 2
             is_fine = keeps(middle)
             low, high = torch.where(is_fine, middle, low), torch.where(is_fine, high, middle)
-        return torch.where(keeps(torch.ones_like(lam)), 1.0, low)
+        return torch.where(keeps(whole_way), 1.0, low)

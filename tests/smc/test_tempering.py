@@ -5,7 +5,7 @@ import torch
 
 from smc import weights
 from smc.errors import SamplerError
-from smc.tempering import Adaptive, Constant, Exponential, Polynomial
+from smc.tempering import Adaptive, Constant, Exponential, Moment, Polynomial
 
 SCHEDULES = [Exponential(), Exponential(0.008), Polynomial(2.0), Constant(), Adaptive()]
 
@@ -15,7 +15,7 @@ def lambdas(schedule, n_steps=100, n_islands=3):
     log_psi = torch.randn(n_islands, 8, generator=torch.Generator().manual_seed(0)) * 20
     path = []
     for i in range(1, n_steps + 1):
-        lam = schedule(i, n_steps, lam, log_w, log_psi)
+        lam = schedule(Moment(i, n_steps, lam, log_w, log_psi))
         path.append(lam)
     return torch.stack(path)
 
@@ -53,7 +53,7 @@ def test_adaptive_step_keeps_exactly_the_conditional_ess(target):
     log_w = torch.log_softmax(torch.randn(5, 32, generator=torch.Generator().manual_seed(1)), dim=1)
     log_psi = 50 * torch.randn(5, 32, generator=torch.Generator().manual_seed(2))
     lam = torch.full((5,), 0.1)
-    new = Adaptive(target)(3, 100, lam, log_w, log_psi)
+    new = Adaptive(target)(Moment(3, 100, lam, log_w, log_psi))
     assert (new > lam).all()
     assert (new < 1).all()
     kept = weights.conditional_ess(log_w, (new - lam)[:, None] * log_psi) / 32
@@ -62,14 +62,14 @@ def test_adaptive_step_keeps_exactly_the_conditional_ess(target):
 
 def test_adaptive_goes_all_the_way_when_nothing_is_lost():
     log_w = weights.uniform(2, 4, torch.zeros(1))
-    new = Adaptive(0.9)(1, 100, torch.zeros(2), log_w, torch.full((2, 4), 7.0))
+    new = Adaptive(0.9)(Moment(1, 100, torch.zeros(2), log_w, torch.full((2, 4), 7.0)))
     assert torch.equal(new, torch.ones(2))
 
 
 def test_adaptive_islands_are_independent_and_ignore_the_dead():
     log_w = torch.log(torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]))
     log_psi = torch.tensor([[0.0, 9.0, -torch.inf], [0.0, 0.1, -torch.inf]])
-    new = Adaptive(0.9)(1, 100, torch.zeros(2), log_w, log_psi)
+    new = Adaptive(0.9)(Moment(1, 100, torch.zeros(2), log_w, log_psi))
     assert 0 < new[0] < 1
     assert new[1] == 1
 
