@@ -29,6 +29,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "systematic": "smc.resampling:systematic",
         "stratified": "smc.resampling:stratified",
         "multinomial": "smc.resampling:multinomial",
+        "residual": "smc.resampling:residual",
+        "ssp": "smc.resampling:ssp",
     },
 }
 """kind → name → the class, its constructor or the function that makes it, as module:attribute."""

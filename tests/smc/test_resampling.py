@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smc.resampling import multinomial, stratified, systematic
+from smc.resampling import multinomial, residual, ssp, stratified, systematic
 
-SCHEMES = [systematic, stratified, multinomial]
-EVENNESS = {systematic: 1.0, stratified: 2.0}
+SCHEMES = [systematic, stratified, multinomial, residual, ssp]
+EVENNESS = {systematic: 1.0, stratified: 2.0, ssp: 1.0}
 """How far an offspring count can be from p·W."""
 
 
@@ -59,7 +59,7 @@ def test_one_weight_takes_all(scheme, place):
 
 def test_equal_weights_all_survive():
     log_w = torch.full((50, 7), -math.log(7))
-    for scheme in (systematic, stratified):
+    for scheme in (systematic, stratified, residual, ssp):
         assert torch.equal(scheme(log_w, torch.Generator().manual_seed(0)), torch.arange(7).expand(50, 7))
 
 
@@ -81,3 +81,19 @@ def test_islands_do_not_mix_and_streams_repeat(scheme):
     changed[3] = torch.log_softmax(torch.arange(9.0), 0)
     others = [0, 1, 2, 4, 5]
     assert torch.equal(scheme(changed, torch.Generator().manual_seed(2))[others], first[others])
+
+
+def test_residual_copies_the_whole_part_for_sure():
+    counts = counts_of(residual, torch.tensor([0.1, 0.35, 0.55]), 2_000)
+    assert (counts[:, 1] >= 1).all()
+    assert (counts[:, 2] >= 1).all()
+    assert (counts.sum(1) == 3).all()
+
+
+def test_ssp_counts_are_negatively_associated():
+    """Moving a share from one particle to another: no pair may gain together."""
+    counts = counts_of(ssp, torch.tensor([0.15, 0.2, 0.3, 0.35]), 50_000)
+    covariance = torch.cov(counts.T)
+    off_diagonal = covariance[~torch.eye(4, dtype=torch.bool)]
+    assert (off_diagonal < 0.01).all()
+    assert off_diagonal.min() < -0.02

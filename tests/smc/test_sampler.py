@@ -9,7 +9,7 @@ import torch
 
 from smc.errors import SamplerError
 from smc.priors.gaussian import GaussianPrior
-from smc.resampling import multinomial, stratified, systematic
+from smc.resampling import multinomial, residual, ssp, stratified, systematic
 from smc.sampler import Guidance, SamplerConfig, sample
 from smc.tempering import Adaptive, Constant, Exponential, Polynomial
 
@@ -64,7 +64,7 @@ def quadratic_truth():
 CASES = list(
     itertools.product(
         [Exponential(), Polynomial(), Constant(), Adaptive(0.8)],
-        [systematic, stratified, multinomial],
+        [systematic, stratified, multinomial, residual, ssp],
         [0.0, 0.5, 1.0],
         [Guidance(), Guidance(max_drift=0.3), None],
     )
