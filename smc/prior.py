@@ -8,6 +8,7 @@ Notation (code → papers):  x → x_t,  x0 → x̂_0(x_t),  eps → ε̂(x_t), 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +27,11 @@ class Denoised:
     """Estimate of the clean latent, E[x0 | x_t]."""
     eps: Float[Tensor, "n *event"]
     """Estimate of the noise in x_t, consistent with `x0`."""
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "n *event"], x0: Float[Tensor, "n *event"], alpha_bar: float) -> Denoised:
+        """Return the clean estimate x0 of x with the noise that goes with it: x = √ᾱ·x0 + √(1-ᾱ)·eps."""
+        return cls(x0, (x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar))
 
     def take(self, rows: Int[Tensor, " m"]) -> Denoised:
         """Return the estimates of the particles `rows`, in that order."""

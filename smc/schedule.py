@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from smc.errors import PriorError
-from smc.prior import CLEAN
+from smc.prior import CLEAN, Denoised
 
 AlphaBars = tuple[float, ...]
 """ᾱ at t = 0 … n_train-1, falling from almost 1 to almost 0."""
@@ -137,3 +137,10 @@ def capped(drift: Float[Tensor, "n *event"], longest: float) -> Float[Tensor, "n
     length: Tensor = torch.linalg.vector_norm(drift.flatten(1), dim=1)
     shrink = longest / length.clamp(min=longest)
     return drift * shrink.view(-1, *[1] * (drift.dim() - 1))
+
+
+def ddim_kernel(alpha_bars: AlphaBars, denoised: Denoised, t: int, s: int, eta: float) -> GaussianKernel:
+    """Return DDIM's p(x_s|x_t) for these estimates; the step to CLEAN has no noise."""
+    bar_s = alpha_bar(alpha_bars, s)
+    std = ddim_std(alpha_bar(alpha_bars, t), bar_s, eta)
+    return GaussianKernel(ddim_mean(denoised.x0, denoised.eps, bar_s, std), std)

@@ -33,10 +33,8 @@ from smc.prior import Denoised
 from smc.schedule import (
     GaussianKernel,
     Steps,
-    alpha_bar,
     cosine_alpha_bars,
-    ddim_mean,
-    ddim_std,
+    ddim_kernel,
     trailing_steps,
 )
 
@@ -181,9 +179,7 @@ class Denoiser:
 
     def kernel(self, x: Float[Tensor, "n d"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
         """Return p(x_s | x_t) of DDIM (eqs. 12 and 16); the last step, to clean data, has std 0."""
-        alpha_bar_s = alpha_bar(ALPHA_BARS, s)
-        std = ddim_std(ALPHA_BARS[t], alpha_bar_s, self.eta)
-        return GaussianKernel(ddim_mean(denoised.x0, denoised.eps, alpha_bar_s, std), std)
+        return ddim_kernel(ALPHA_BARS, denoised, t, s, self.eta)
 
     def decode(self, x0: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return designs in the units of the training data: mean + std·x0."""

@@ -22,8 +22,7 @@ from smc.schedule import (
     Steps,
     alpha_bar,
     cosine_alpha_bars,
-    ddim_mean,
-    ddim_std,
+    ddim_kernel,
     trailing_steps,
 )
 
@@ -59,13 +58,11 @@ class GaussianPrior:
         a = alpha_bar(self.alpha_bars, t)
         gain = math.sqrt(a) * self.std**2 / (a * self.std**2 + 1 - a)
         x0 = self.mean + gain * (x - math.sqrt(a) * self.mean)
-        return Denoised(x0, (x - math.sqrt(a) * x0) / math.sqrt(1 - a))
+        return Denoised.of(x, x0, a)
 
     def kernel(self, x: Float[Tensor, "n *event"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
         """Return DDIM's p(x_s|x_t)."""
-        a_t, a_s = alpha_bar(self.alpha_bars, t), alpha_bar(self.alpha_bars, s)
-        std = ddim_std(a_t, a_s, self.eta)
-        return GaussianKernel(ddim_mean(denoised.x0, denoised.eps, a_s, std), std)
+        return ddim_kernel(self.alpha_bars, denoised, t, s, self.eta)
 
     def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
         """Return the latents: they are the designs."""
