@@ -224,6 +224,32 @@ def test_a_late_answer_is_welcome_whatever_the_policy(tmp_path):
         assert campaign.best(1).value[0] == 5.0
 
 
+@pytest.mark.parametrize(
+    ("noise", "is_known"), [((0.1, 0.2, 0.3, 0.4), True), ((0.1, None, 0.3, 0.4), False)]
+)
+def test_noise_that_is_known_of_every_answer_reaches_the_surrogate(tmp_path, noise, is_known):
+    said = iter(noise)
+
+    def oracle(design):
+        std = next(said)
+        return Evaluation({"value": bowl(design)}, noise_std={} if std is None else {"value": std})
+
+    with opened(tmp_path / "run", oracle, budget=4) as campaign:
+        campaign.run()
+        told = campaign.observations().noise_std
+        assert told.tolist() == list(noise) if is_known else told is None
+
+
+def test_every_round_has_a_stream_of_its_own(tmp_path):
+    with opened(tmp_path / "run", budget=12) as campaign:
+        found = {campaign.round_seed()}
+        for _ in range(2):
+            campaign.ask(4)
+            found.add(campaign.round_seed())
+        assert len(found) == 3
+        assert [record.seed for record in campaign.ledger.rounds()] != [campaign.round_seed()] * 2
+
+
 def test_failures_teach_feasibility(tmp_path):
     """The best designs lie along the edge of what fails: only a model of failures stays on the right side."""
 

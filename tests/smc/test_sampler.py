@@ -8,9 +8,20 @@ import pytest
 import torch
 
 from smc.errors import SamplerError
+from smc.prior import Denoised
 from smc.priors.gaussian import GaussianPrior
 from smc.resampling import multinomial, residual, ssp, stratified, systematic
-from smc.sampler import Guidance, SamplerConfig, sample
+from smc.sampler import (
+    Guidance,
+    LookAhead,
+    Particles,
+    SamplerConfig,
+    look_ahead,
+    move,
+    resample,
+    sample,
+)
+from smc.schedule import GaussianKernel
 from smc.tempering import Adaptive, Constant, Exponential, Polynomial
 
 PRIOR = GaussianPrior(torch.tensor([1.0, -0.5]), std=0.7, n_steps=20)
@@ -196,6 +207,69 @@ def test_a_sharp_potential_that_extrapolates_stays_on_the_prior():
     assert torch.isfinite(result.x0).all()
     assert result.x0.norm(dim=1).max() < 50
     assert torch.isfinite(result.log_z).all()
+
+
+# ---------------------------------------------------------------- single steps
+def numbered_population(config):
+    """Return particles and a look-ahead whose every field tells the row it belongs to."""
+    n, shape = config.n_islands * config.n_particles, (config.n_islands, config.n_particles)
+    row = torch.arange(float(n))
+    log_w = torch.log_softmax(torch.randn(shape, generator=torch.Generator().manual_seed(0)), dim=1)
+    zero = torch.zeros(config.n_islands)
+    particles = Particles(row[:, None] + 0.1, log_w, row.view(shape), row.view(shape), zero, zero)
+    denoised = Denoised(row[:, None] + 0.2, row[:, None] + 0.3)
+    return particles, LookAhead(denoised, row.view(shape), row[:, None] + 0.4, torch.zeros(shape[0]).long())
+
+
+def test_whatever_belongs_to_a_particle_goes_where_it_goes():
+    config = SamplerConfig(3, 5, resampling=multinomial, ess_min=1.0)
+    particles, ahead, info = resample(*numbered_population(config), config, torch.Generator().manual_seed(1))
+    row = (particles.x - 0.1).flatten()
+    assert not torch.equal(row, torch.arange(15.0))
+    assert torch.equal((row / 5).floor(), torch.arange(3.0).repeat_interleave(5))  # islands do not mix
+    for values in (particles.log_twist, particles.log_ratio, ahead.log_psi):
+        assert torch.equal(values.flatten(), row)
+    for values, offset in ((ahead.denoised.x0, 0.2), (ahead.denoised.eps, 0.3), (ahead.grad, 0.4)):
+        torch.testing.assert_close(values.flatten() - offset, row)
+    torch.testing.assert_close(particles.log_w.exp(), torch.full((3, 5), 0.2))
+    assert info.is_resampled.all()
+
+
+def test_an_island_with_enough_particles_is_left_alone():
+    config = SamplerConfig(3, 5, ess_min=0.0)
+    before, ahead = numbered_population(config)
+    after, _, info = resample(before, ahead, config, torch.Generator().manual_seed(1))
+    assert torch.equal(after.x, before.x)
+    assert torch.equal(after.log_w, before.log_w)
+    assert not info.is_resampled.any()
+
+
+def test_the_move_is_guided_by_the_gradient_at_the_next_lambda():
+    config = SamplerConfig(2, 3, guidance=Guidance(max_drift=100.0))
+    particles, _ = numbered_population(config)
+    particles = replace(particles, lam=torch.tensor([0.1, 0.1]))
+    kernel, grad = GaussianKernel(torch.zeros(6, 1), 0.5), torch.full((6, 1), 2.0)
+    lam = torch.tensor([0.3, 0.7])
+    guided = move(particles, kernel, grad, lam, config, torch.Generator().manual_seed(3))
+    plain = move(particles, kernel, None, lam, config, torch.Generator().manual_seed(3))
+    expected = 0.25 * 2.0 * lam.repeat_interleave(3)  # std²·grad·λ
+    torch.testing.assert_close((guided.x - plain.x).flatten(), expected)
+    assert torch.equal(guided.lam, lam)
+
+
+def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all():
+    def potential(x0, island):
+        return x0[:, 1] + (x0[:, 0] - x0[:, 0]).sqrt()  # NaN in the first coordinate, 1 in the second
+
+    config = SamplerConfig(2, 3)
+    x, island = (
+        torch.randn(6, 2, generator=torch.Generator().manual_seed(0)),
+        torch.arange(2).repeat_interleave(3),
+    )
+    ahead = look_ahead(PRIOR, potential, x, island, 500, config, is_guided=True)
+    assert torch.equal(ahead.grad, torch.zeros(6, 2))
+    assert torch.equal(ahead.n_bad, torch.tensor([3, 3]))
+    assert torch.isfinite(ahead.log_psi).all()
 
 
 # ---------------------------------------------------------------- corners and refusals
