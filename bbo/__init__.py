@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bbo.campaign import Campaign as Campaign
-    from bbo.loop import SteeredPrior as SteeredPrior
     from bbo.report import write_report as write_report
+    from bbo.steering import SteeredPrior as SteeredPrior
 
-_HOMES = {"Campaign": "bbo.campaign", "SteeredPrior": "bbo.loop", "write_report": "bbo.report"}
+_HOMES = {"Campaign": "bbo.campaign", "SteeredPrior": "bbo.steering", "write_report": "bbo.report"}
 
 __all__ = ["Campaign", "SteeredPrior", "write_report"]
 

@@ -28,8 +28,10 @@ from bbo.config.describe import check_same, describe, describe_oracle, describe_
 from bbo.errors import BboError, CampaignError, ConfigError, ConfigMismatchError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
-from bbo.loop import Candidates, Method, Observations, SteeredPrior, ask, run_round
+from bbo.loop import ask, run_round
 from bbo.progress import Listener, Progress
+from bbo.proposals import Candidates, Method, Observations
+from bbo.steering import SteeredPrior
 from oracles.answers import as_evaluation
 from oracles.base import Oracle
 from oracles.callables import FunctionOracle

@@ -29,7 +29,7 @@ from pydantic import (
 from bbo.campaign import InDoubt, Settings
 from bbo.config.registry import REGISTRY, resolve
 from bbo.config.user_code import load_attribute
-from bbo.loop import SteeredPrior
+from bbo.steering import SteeredPrior
 from oracles.evaluation import VALUE
 from smc.resampling import Resampling
 from smc.tempering import Tempering

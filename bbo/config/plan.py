@@ -24,8 +24,8 @@ from bbo.campaign import Campaign, Settings, check_parts
 from bbo.config.hints import did_you_mean
 from bbo.config.models import build, campaign_file_model, known_words
 from bbo.errors import BboError, ConfigError
-from bbo.loop import SteeredPrior
 from bbo.progress import Listener
+from bbo.steering import SteeredPrior
 from oracles.base import Oracle
 from oracles.errors import OracleError
 from smc.errors import SMCError

@@ -12,6 +12,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "function": "oracles.callables:FunctionOracle",
         "batch_function": "oracles.callables:BatchFunctionOracle",
     },
+    "method": {"steered_prior": "bbo.steering:SteeredPrior"},
     "surrogate": {"gp": "surrogate.gp:ExactGP", "ensemble": "surrogate.ensemble:DeepEnsemble"},
     "acquisition": {
         "mean": "surrogate.acquisition:Mean",

@@ -7,7 +7,7 @@ import torch
 
 from bbo.config.describe import check_same, describe, describe_oracle
 from bbo.errors import ConfigMismatchError
-from bbo.loop import SteeredPrior
+from bbo.steering import SteeredPrior
 from oracles.airfoil import AirfoilOracle
 from oracles.callables import FunctionOracle
 from smc.resampling import stratified

@@ -9,8 +9,10 @@ import torch
 from bbo import seeds
 from bbo.diagnostics import summarise, traces
 from bbo.executor import LocalExecutor, SampleRequest, standardized
-from bbo.loop import Observations, SteeredPrior, answers
+from bbo.loop import answers
 from bbo.potential import Potential
+from bbo.proposals import Observations
+from bbo.steering import SteeredPrior
 from oracles.evaluation import Evaluation
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig

@@ -9,7 +9,7 @@ import pytest
 from bbo.campaign import InDoubt, Settings
 from bbo.config.plan import load_plan
 from bbo.errors import ConfigError
-from bbo.loop import SteeredPrior
+from bbo.steering import SteeredPrior
 from oracles.airfoil import AirfoilOracle
 from smc.priors.training import TrainingSettings, train_denoiser
 from smc.resampling import stratified

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bbo.errors import ConfigError
-from bbo.loop import SteeredPrior
 from bbo.potential import Potential
+from bbo.steering import SteeredPrior
 from surrogate.acquisition import UCB, Thompson
 from surrogate.base import Posterior
 

@@ -1,0 +1,70 @@
+"""What a method is given and what it gives back: observations in, candidates out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bbo.executor import Executor
+from surrogate.base import Dataset, Posterior
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Everything the oracle has answered so far, one row a query."""
+
+    X: Float[Tensor, "n d"]
+    """Features of the designs."""
+    is_feasible: Bool[Tensor, " n"]
+    """Whether the design has outcomes."""
+    y: Float[Tensor, " feasible"]
+    """The objective of the feasible rows, in their order."""
+    noise_std: Float[Tensor, " feasible"] | None = None
+
+    def standardised(self) -> tuple[Dataset, float, float]:
+        """Return the feasible rows with outcomes of mean 0 and std 1, and the mean and std they had.
+
+        Outcomes that are all equal have std 1: they tilt nothing, whatever they are divided by.
+        """
+        y_mean, y_std = float(self.y.mean()), float(self.y.std()) or 1.0
+        noise_std = None if self.noise_std is None else self.noise_std / y_std
+        return Dataset(self.X[self.is_feasible], (self.y - y_mean) / y_std, noise_std), y_mean, y_std
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Designs a method proposes, and why."""
+
+    x0: Float[Tensor, "n *event"]
+    designs: Float[Tensor, "n *design"]
+    provenance: Sequence[Mapping[str, object]]
+    """Where each comes from; JSON values."""
+    predicted: Posterior | None = None
+    """The surrogate's belief at the designs, before the oracle answers."""
+    summary: Mapping[str, object] = field(default_factory=dict)
+    """The round in a few numbers; JSON values."""
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Traces worth keeping."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """Times a named stage and shows it: `with stage("fit"): ...`."""
+
+    def __call__(self, name: str) -> AbstractContextManager[None]: ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """How candidates are made from observations. The same arguments give the same candidates."""
+
+    def propose(
+        self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
+    ) -> Candidates:
+        """Return up to n candidates."""
+        ...
