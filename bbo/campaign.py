@@ -34,7 +34,7 @@ from bbo.proposals import Candidates, Method, Observations
 from bbo.steering import SteeredPrior
 from oracles.answers import as_evaluation
 from oracles.base import Oracle
-from oracles.callables import FunctionOracle
+from oracles.callables import ByHand, FunctionOracle
 from oracles.evaluation import VALUE, Evaluation
 from smc.prior import Prior
 from surrogate.features import Encoder
@@ -109,7 +109,7 @@ class Campaign:
         directory: str | Path,
         *,
         prior: Prior,
-        oracle: Oracle | Callable[[np.ndarray], object],
+        oracle: Oracle | Callable[[np.ndarray], object] | None = None,
         budget: int,
         batch_size: int = 16,
         seed: int = 0,
@@ -121,7 +121,8 @@ class Campaign:
     ) -> Campaign:
         """Create the campaign in `directory`, or continue the one that is there.
 
-        oracle: an `Oracle`, or a function that takes one design as a numpy array and returns a number.
+        oracle: an `Oracle`, or a function that takes one design as a numpy array and returns a number; None for
+            a campaign that is asked and told by hand.
         method: how candidates are made; None for `SteeredPrior()`.
         encoder: design → surrogate features; None standardises the designs over draws from the prior.
         listener: is told the progress after every stage.
@@ -133,7 +134,7 @@ class Campaign:
         if in_doubt not in list(InDoubt):
             raise ConfigError(f"in_doubt must be one of {', '.join(InDoubt)}, got {in_doubt!r}")
         settings = Settings(budget, batch_size, seed, objective, InDoubt(in_doubt))
-        black_box = oracle if isinstance(oracle, Oracle) else FunctionOracle(oracle)
+        black_box = _as_oracle(oracle)
         chosen = SteeredPrior() if method is None else method
         check_parts(prior, black_box, settings)
         config = {
@@ -167,6 +168,10 @@ class Campaign:
         Raises CampaignError when every query of a round has failed and none ever had an outcome: more likely the
         oracle is broken than the designs. Running again tries one more round.
         """
+        if isinstance(self.oracle, ByHand):
+            raise CampaignError(
+                "this campaign has no oracle to run; use ask and tell, or open it with an oracle"
+            )
         if self.settings.in_doubt is InDoubt.RETRY:
             self.ledger.retry([q.id for q in self.ledger.queries({QueryState.IN_DOUBT})])
         try:
@@ -189,7 +194,11 @@ class Campaign:
         self._show(seconds={}, last=())
         queries = ask(self, self.settings.batch_size if n is None else n)
         self.send(queries)
-        return [Asked(q.id, d.numpy()) for q, d in zip(queries, self.designs(queries), strict=True)]
+        return self._asked(queries)
+
+    def pending(self) -> list[Asked]:
+        """Return the designs that were asked for and have no answer yet, those of earlier processes too."""
+        return self._asked(self.ledger.queries({QueryState.SENT, QueryState.IN_DOUBT}))
 
     def tell(self, query_id: int, answer: object) -> None:
         """Note the answer to a query that was asked: a number, named numbers, or an `Evaluation`.
@@ -292,6 +301,9 @@ class Campaign:
             self._show(stage=None, seconds={**self._progress.seconds, name: spent})
 
     # ------------------------------------------------------------------- inside
+    def _asked(self, queries: Sequence[Query]) -> list[Asked]:
+        return [Asked(query.id, self.designs([query])[0].numpy()) for query in queries]
+
     def _recover(self) -> None:
         """Take up what an earlier driver left: queries it sent and never saw answered are in doubt."""
         self.ledger.doubt_sent()
@@ -356,9 +368,15 @@ def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
         )
     if settings.in_doubt is InDoubt.RETRY and not oracle.is_idempotent:
         raise ConfigError(
-            f"in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so "
-            "a query could be paid twice; use 'count_as_spent'"
+            f"in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so a query "
+            "could be paid twice; use 'count_as_spent', or set is_idempotent where asking twice costs nothing"
         )
+
+
+def _as_oracle(oracle: Oracle | Callable[[np.ndarray], object] | None) -> Oracle:
+    if oracle is None:
+        return ByHand()
+    return oracle if isinstance(oracle, Oracle) else FunctionOracle(oracle)
 
 
 def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
@@ -369,9 +387,11 @@ def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
     try:
         check_same(ledger.config, config, str(directory))
         if ledger.budget != budget:
+            mend = f"raise it with: bbo budget {directory} {budget}"
+            if budget < ledger.budget:
+                mend = f"a budget is never lowered; open it with {ledger.budget}"
             raise ConfigMismatchError(
-                f"the campaign {directory} has a budget of {ledger.budget} queries, got {budget}; "
-                f"give it {ledger.budget}, or raise it first with: bbo budget {directory} N"
+                f"the campaign {directory} has a budget of {ledger.budget} queries, got {budget}; {mend}"
             )
         ledger.drive()
     except BaseException:

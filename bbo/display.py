@@ -42,7 +42,7 @@ def _plain_listener(console: Console) -> Listener:
             values = [value for value in progress.last if value is not None]
             failed = len(progress.last) - len(values)
             console.print(
-                f"round {progress.round:3d}  {progress.spent:5d} of {progress.budget} queries"
+                f"round {progress.round:3d}  {progress.spent + progress.in_doubt:5d} of {progress.budget} queries"
                 f"  best {_number(progress.best)}  batch {_number(max(values, default=None))}"
                 f"  failed {failed}  ESS {_share(progress.ess_share)}",
                 highlight=False,
@@ -78,9 +78,11 @@ def print_status(ledger: Ledger) -> None:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", justify="right")
     facts.add_row("campaign", str(ledger.directory))
-    facts.add_row("queries", f"{counts.spent} spent of {ledger.budget}")
+    facts.add_row("queries", f"{counts.n - counts.reserved} spent of {ledger.budget}")
     facts.add_row("", f"{counts.done} with outcomes, {counts.failed} failed")
-    facts.add_row("", f"{counts.reserved} reserved, {counts.sent} sent, {counts.in_doubt} in doubt")
+    facts.add_row(
+        "", f"{counts.sent} sent and awaited, {counts.in_doubt} in doubt, {counts.reserved} yet to send"
+    )
     facts.add_row("rounds", str(len(ledger.rounds())))
     facts.add_row("best", _number(tables.best_value(ledger, objective)))
     console.print(facts)
@@ -121,7 +123,7 @@ def _number(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
+    return "-" if value is None else f"{value:.0%}"
 
 
 def _seconds(seconds: Mapping[str, float]) -> str:

@@ -79,6 +79,20 @@ class BatchFunctionOracle:
         return [as_evaluation(answer) for answer in answers]  # type: ignore[attr-defined]
 
 
+@dataclass(frozen=True)
+class ByHand:
+    """No oracle at all: somebody else evaluates what a campaign asks for, and tells it the answers."""
+
+    name: str = "by hand"
+    design_shape: tuple[int, ...] | None = None
+    n_per_call: int | None = None
+    is_idempotent: bool = False
+
+    def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
+        """Raise OracleError: nobody is there to answer."""
+        raise OracleError(f"nobody is there to evaluate {len(designs)} designs; use ask and tell")
+
+
 def _check_callable(function: object) -> None:
     if not callable(function):
         raise OracleError(f"an oracle needs a function of a design, got {function!r:.100}")

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from bbo.campaign import Campaign, Settings, check_parts
 from bbo.config.hints import did_you_mean
-from bbo.config.models import build, campaign_file_model, known_words
+from bbo.config.models import CampaignSection, build, campaign_file_model, known_words
 from bbo.errors import BboError, ConfigError
 from bbo.progress import Listener
 from bbo.steering import SteeredPrior
@@ -68,33 +68,38 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     raw = _read(path)
     for override in overrides:
         _apply(raw, override)
-    try:
-        checked = campaign_file_model().model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join([f"{path}:", *_lines(error)])) from None
-    return _built(checked, path)
-
-
-def _built(checked: BaseModel, path: Path) -> Plan:
-    """Return the parts, or every reason why one cannot be built."""
-    parts: dict[str, Any] = {}
-    mistakes = []
-    for section in ("campaign", "prior", "oracle", "method"):
-        try:
-            parts[section] = build(getattr(checked, section), path.parent)
-            if section == "campaign":
-                parts["settings"] = parts[section].settings()
-        except (BboError, OracleError, SMCError, SurrogateError) as error:
-            mistakes.append(f"  {section}: {error}")
+    parts, mistakes = _built(raw, path.parent)
     if not mistakes:
         try:
-            check_parts(parts["prior"], parts["oracle"], parts["settings"])
+            check_parts(parts["prior"], parts["oracle"], parts["campaign"].settings())
         except BboError as error:
             mistakes.append(f"  {error}")
     if mistakes:
         raise ConfigError("\n".join([f"{path}:", *mistakes]))
-    directory = parts["campaign"].directory
-    return Plan(directory, parts["settings"], parts["prior"], parts["oracle"], parts["method"])
+    section = parts["campaign"]
+    return Plan(section.directory, section.settings(), parts["prior"], parts["oracle"], parts["method"])
+
+
+def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the parts that can be built, and every reason why another cannot: one bad section hides no other."""
+    model = campaign_file_model()
+    mistakes: list[str] = []
+    try:
+        model.model_validate(raw)
+        bad = set()
+    except ValidationError as error:
+        mistakes += _lines(error)
+        bad = {str(mistake["loc"][0]) for mistake in error.errors()}
+    parts = {}
+    for name in [name for name in model.model_fields if name not in bad]:
+        try:
+            section: Any = model.model_fields[name].annotation
+            parts[name] = build(TypeAdapter(section).validate_python(raw.get(name, {})), folder)
+            if isinstance(parts[name], CampaignSection):
+                parts[name].settings()
+        except (BboError, OracleError, SMCError, SurrogateError) as error:
+            mistakes.append(f"  {name}: {error}")
+    return parts, mistakes
 
 
 # ------------------------------------------------------------------- reading

@@ -291,6 +291,22 @@ def test_ask_and_tell_by_hand(tmp_path):
         assert len(campaign.ask(2)) == 2
 
 
+def test_a_campaign_by_hand_needs_no_oracle_and_remembers_what_is_pending(tmp_path):
+    with opened(tmp_path / "run", None, budget=6) as campaign:
+        asked = campaign.ask(4)
+        campaign.tell(asked[1].id, 1.0)
+        with pytest.raises(CampaignError, match="use ask and tell"):
+            campaign.run()
+    with opened(tmp_path / "run", None, budget=6) as campaign:
+        pending = campaign.pending()
+        assert [item.id for item in pending] == [asked[i].id for i in (0, 2, 3)]
+        assert np.array_equal(pending[2].design, asked[3].design)
+        for item in pending:
+            campaign.tell(item.id, bowl(item.design))
+        assert campaign.pending() == []
+        assert campaign.ledger.counts().done == 4
+
+
 def test_what_was_asked_and_not_answered_is_in_doubt_later_and_can_be_told(tmp_path):
     with opened(tmp_path / "run", budget=6) as campaign:
         asked = campaign.ask(4)

@@ -123,6 +123,17 @@ def test_every_mistake_is_reported_at_once(tmp_path):
     ]
 
 
+def test_one_bad_section_hides_no_mistake_in_another(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "campaign: {directory: x, budget: 0}\nprior: {type: denoisr, path: x}\noracle: {type: airfoil, reynolds: -1}\n"
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_plan(path)
+    for said in ("budget must be a whole number", "did you mean 'denoiser'?", "reynolds must be above 0"):
+        assert said in str(refused.value)
+
+
 def test_what_constructors_refuse_is_reported_with_its_section(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(
