@@ -26,9 +26,9 @@ from pydantic import (
     create_model,
 )
 
-from bbo.campaign import InDoubt, Settings
 from bbo.config.registry import REGISTRY, resolve
 from bbo.config.user_code import load_attribute
+from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
 from oracles.evaluation import VALUE
 from smc.resampling import Resampling

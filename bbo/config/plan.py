@@ -20,11 +20,12 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from bbo.campaign import Campaign, Settings, check_parts
+from bbo.campaign import Campaign
 from bbo.config.hints import did_you_mean
 from bbo.config.models import CampaignSection, build, campaign_file_model, known_words
 from bbo.errors import BboError, ConfigError
 from bbo.progress import Listener
+from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
 from oracles.errors import OracleError

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbo.campaign import Campaign, InDoubt
+from bbo.campaign import Campaign
 from bbo.errors import (
     BudgetError,
     CampaignBusyError,
@@ -22,6 +22,7 @@ from bbo.errors import (
     LedgerError,
 )
 from bbo.ledger import Ledger, QueryState
+from bbo.settings import InDoubt
 from bbo.steering import SteeredPrior
 from oracles.callables import BatchFunctionOracle, FunctionOracle
 from oracles.evaluation import Evaluation

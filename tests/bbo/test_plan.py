@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bbo.campaign import InDoubt, Settings
 from bbo.config.plan import load_plan
 from bbo.errors import ConfigError
+from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
 from oracles.airfoil import AirfoilOracle
 from smc.priors.training import TrainingSettings, train_denoiser

@@ -1,0 +1,66 @@
+"""What a campaign may spend, and how: its settings, and whether they fit the prior and the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+from bbo.errors import CampaignError, ConfigError
+from oracles.base import Oracle
+from oracles.evaluation import VALUE
+from smc.prior import Prior
+
+
+class InDoubt(StrEnum):
+    """What becomes of a query that was sent and never answered because the driver died."""
+
+    COUNT_AS_SPENT = "count_as_spent"
+    """It stays in doubt, is shown, and its place in the budget is gone."""
+    RETRY = "retry"
+    """It is asked again; only for oracles that declare themselves idempotent."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a campaign may spend, and how."""
+
+    budget: int
+    """Most queries that are ever sent."""
+    batch_size: int = 16
+    """Queries of one round."""
+    seed: int = 0
+    """Decides every random number of the campaign."""
+    objective: str = VALUE
+    """Name of the outcome that is maximised."""
+    in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+
+    def __post_init__(self) -> None:
+        for name, least in (("budget", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+                unit = "" if name == "seed" else " query"
+                raise ConfigError(f"{name} must be a whole number, at least {least}{unit}, got {value!r}")
+
+
+def describe_settings(settings: Settings) -> dict[str, object]:
+    """Return the settings that decide results: the budget and what happens to doubts may change later."""
+    later = {"budget", "in_doubt"}
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in later}
+
+
+def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
+    """Raise CampaignError or ConfigError when prior, oracle and settings do not fit together."""
+    if oracle.design_shape is not None and tuple(oracle.design_shape) != tuple(prior.design_shape):
+        raise CampaignError(
+            f"the oracle {oracle.name!r} takes designs of shape {tuple(oracle.design_shape)}, "
+            f"but the prior makes {tuple(prior.design_shape)}; use a prior that was trained on the oracle's designs"
+        )
+    if oracle.n_per_call is not None and oracle.n_per_call < 1:
+        raise ConfigError(
+            f"n_per_call of the oracle must be at least 1, or null for all, got {oracle.n_per_call}"
+        )
+    if settings.in_doubt is InDoubt.RETRY and not oracle.is_idempotent:
+        raise ConfigError(
+            f"in_doubt is 'retry', but the oracle {oracle.name!r} does not declare itself idempotent, so a query "
+            "could be paid twice; use 'count_as_spent', or set is_idempotent where asking twice costs nothing"
+        )
