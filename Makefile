@@ -1,7 +1,7 @@
 # make demo   runs the airfoil campaign            make test   checks and tests everything
 # Both set up .venv first, if needed, with the versions that were tested together.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 

@@ -134,8 +134,8 @@ class Campaign:
     def run(self) -> None:
         """Spend the rest of the budget, round by round.
 
-        Raises CampaignError when every query of a round has failed and none ever had an outcome: more likely the
-        oracle is broken than the designs. Running again tries one more round.
+        Raises CampaignError after a round when every query so far has failed: more likely the oracle is broken than
+        the designs. Running again tries one more round.
         """
         if isinstance(self.oracle, ByHand):
             raise CampaignError(
@@ -311,8 +311,6 @@ class Campaign:
         self._show(spent=counts.spent, in_doubt=counts.in_doubt, **changes)
 
     def _show(self, **changes: object) -> None:
-        if "round" in changes and changes["round"] != self._progress.round:
-            changes.setdefault("seconds", self._progress.seconds)
         self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
         if self._listener is not None:
             self._listener(self._progress)

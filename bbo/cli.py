@@ -45,9 +45,7 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
         with shown(plan.settings.batch_size) as listener, plan.open(listener) as campaign:
             n_in_doubt = campaign.ledger.counts().in_doubt
             if n_in_doubt:
-                typer.echo(
-                    f"{n_in_doubt} queries are in doubt since an earlier run: {IN_DOUBT[plan.settings.in_doubt]}"
-                )
+                typer.echo(f"queries in doubt: {n_in_doubt}; {IN_DOUBT[plan.settings.in_doubt]}")
             campaign.run()
     except KeyboardInterrupt:
         typer.echo("stopped; run the same command again to continue", err=True)

@@ -1,6 +1,6 @@
 """The method of this framework: sample the prior, steered by what was observed.
 
-propose     observations → fit → potential → sample → select
+What `propose` does, in order: observations → fit → potential → sample → select.
 """
 
 from __future__ import annotations
