@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from smc.noise import uniform
+
 
 @runtime_checkable
 class Resampling(Protocol):
@@ -25,26 +27,22 @@ class Resampling(Protocol):
 
 def systematic(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
     """One random offset an island, p evenly spaced points: counts differ from p·W by less than one."""
-    return _invert(log_w, _strata(log_w) + _rand((log_w.shape[0], 1), log_w, generator) / log_w.shape[1])
+    return _invert(log_w, _strata(log_w) + uniform((log_w.shape[0], 1), log_w, generator) / log_w.shape[1])
 
 
 def stratified(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
     """One random point in each of p equal strata."""
-    return _invert(log_w, _strata(log_w) + _rand(tuple(log_w.shape), log_w, generator) / log_w.shape[1])
+    return _invert(log_w, _strata(log_w) + uniform(tuple(log_w.shape), log_w, generator) / log_w.shape[1])
 
 
 def multinomial(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
     """p independent draws: the noisiest scheme, and the one that theorems are about."""
-    return _invert(log_w, _rand(tuple(log_w.shape), log_w, generator).sort(dim=1).values)
+    return _invert(log_w, uniform(tuple(log_w.shape), log_w, generator).sort(dim=1).values)
 
 
 def _strata(log_w: Float[Tensor, "islands p"]) -> Float[Tensor, "1 p"]:
     p = log_w.shape[1]
     return torch.arange(p, dtype=torch.float64, device=log_w.device)[None] / p
-
-
-def _rand(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Float[Tensor, "..."]:
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
 
 
 def _invert(
@@ -69,7 +67,7 @@ def residual(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Ten
     has_rest = n_sure < p
     rest = torch.where(has_rest, left, 1.0).log()  # where nothing is left the draws below go unused
     # Not sorted: only the last draws are used, and of sorted ones the last would be the largest.
-    drawn = _invert(rest - rest.logsumexp(1, keepdim=True), _rand((*log_w.shape,), log_w, generator))
+    drawn = _invert(rest - rest.logsumexp(1, keepdim=True), uniform((*log_w.shape,), log_w, generator))
     places = torch.arange(p, device=log_w.device).expand_as(log_w)
     return torch.where(places < n_sure, _repeated(sure), drawn)
 
@@ -81,7 +79,7 @@ def ssp(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, 
     without bias, until one of the two is whole; the other goes on to the next pair.
     """
     counts, rest = _whole_and_rest(log_w)
-    u = _rand((*log_w.shape,), log_w, generator)
+    u = uniform((*log_w.shape,), log_w, generator)
     rows = torch.arange(log_w.shape[0], device=log_w.device)
     carrier = torch.zeros_like(rows)
     a = rest[:, 0]
