@@ -183,8 +183,9 @@ class FreeDoM:
     ) -> Float[Tensor, "n *event"]:
         """Return x_s, reached once or, in the travelled part, after going back `n_repeats` - 1 times."""
         if not isinstance(target.prior, Diffusion):
+            got = type(target.prior).__name__
             raise SamplerError(
-                f"FreeDoM noises samples again and so needs a prior with alpha_bar(t), got a {type(target.prior).__name__}"
+                f"FreeDoM noises samples again and so needs a prior with alpha_bar(t), got a {got}"
             )
         bar_t, bar_s = target.prior.alpha_bar(step.t), target.prior.alpha_bar(step.s)
         is_travelled = self.travel[0] <= step.done < self.travel[1]
