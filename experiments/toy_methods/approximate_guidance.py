@@ -19,7 +19,14 @@ _FAR = 100.0
 
 @dataclass(frozen=True)
 class UnscaledGuidance:
-    """As published: the whole gradient, in the units of the data, is added to every step's sample."""
+    """As published: the whole gradient is added to every step's sample, however little noise the step has.
+
+    What that means depends on the coordinates. The published networks see points as they are; this project's see them
+    divided by their std, where the reward is std² times as steep.
+    """
+
+    is_in_units_of_data: bool = False
+    """Whether the step is the published number in the points' units, instead of in the network's coordinates."""
 
     def fit(self, problem: ToyProblem, seed: int) -> Draw:  # noqa: ARG002
         """Return the guided chain: nothing is learnt."""
@@ -28,7 +35,8 @@ class UnscaledGuidance:
             return problem.reward(problem.prior.decode(x0).clamp(-_FAR, _FAR))
 
         # points are mean + std·latents: a step of ∇_x in points is one of std⁻²·∇ in latents
-        return _draw(problem, clipped, DPS(denoiser_of(problem).std ** -2))
+        scale = denoiser_of(problem).std ** -2 if self.is_in_units_of_data else 1.0
+        return _draw(problem, clipped, DPS(scale))
 
 
 @dataclass(frozen=True)

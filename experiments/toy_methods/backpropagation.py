@@ -20,9 +20,10 @@ from smc.priors.denoiser import Denoiser, ResidualMLP
 class Backpropagation:
     """Adam on the whole chain."""
 
-    n_iterations: int = 400
+    n_iterations: int = 300
     batch_size: int = 256
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
+    """At the start; it falls to 0 along a line."""
     kl_coef: float = 1.0
     clip_norm: float = 1.0
 
@@ -32,7 +33,8 @@ class Backpropagation:
         network, chain = trainable(prior), Chain.of(prior)
         generator = Generator().manual_seed(seed)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        for _ in range(self.n_iterations):
+        for i in range(self.n_iterations):
+            optimiser.param_groups[0]["lr"] = self.learning_rate * (1 - i / self.n_iterations)
             x, kl = _walk(prior, network, chain, self.batch_size, generator)
             loss = self.kl_coef * kl - problem.reward(last_step(prior, x)).mean()
             optimiser.zero_grad()

@@ -40,10 +40,11 @@ class Paths:
 class PolicyGradient:
     """PPO: rounds of new chains, each learnt from in a few clipped steps over shuffled actions."""
 
-    n_rounds: int = 400
+    n_rounds: int = 300
     batch_size: int = 256
     n_minibatches: int = 4
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
+    """At the start; it falls to 0 along a line."""
     clip_range: float = 0.1
     kl_coef: float = 1.0
     clip_norm: float = 1.0
@@ -54,7 +55,8 @@ class PolicyGradient:
         network, chain = trainable(prior), Chain.of(prior)
         generator = Generator().manual_seed(seed)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        for _ in range(self.n_rounds):
+        for i in range(self.n_rounds):
+            optimiser.param_groups[0]["lr"] = self.learning_rate * (1 - i / self.n_rounds)
             paths = walk(prior, network, chain, self.batch_size, generator)
             credit = credited(problem.reward(paths.points), paths.kl, self.kl_coef)
             scale = credit.std()
