@@ -55,15 +55,19 @@ VIEWS = (
 
 def save(outcomes: Outcomes, folder: Path) -> None:
     """Write figure_1.png and figure_1.pdf into `folder`."""
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "pdf.fonttype": 42}):
+    with matplotlib.rc_context(
+        {"font.family": "DejaVu Sans", "font.size": 9, "pdf.fonttype": 42, "axes.unicode_minus": True}
+    ):
         figure = draw(outcomes)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # found once: it costs more than both pictures
         figure.savefig(folder / "figure_1.png", dpi=120, pil_kwargs={"optimize": True})
         figure.savefig(folder / "figure_1.pdf", dpi=_RASTER_DPI)
 
 
 def draw(outcomes: Outcomes) -> Figure:
     """Return the whole figure."""
-    figure = Figure(figsize=(13.2, 11.2), layout="constrained")
+    figure = Figure(figsize=(13.2, 11.2), layout="compressed")
     heights = [1.0, 1.0, 1.0, 0.58, 0.5]
     axes = figure.subplots(len(VIEWS) + 1, len(COLUMNS), height_ratios=heights, squeeze=False)
     for row, view in zip(axes, VIEWS, strict=False):
