@@ -184,7 +184,7 @@ class Denoiser:
         level = torch.full((1,), float(t), device=x.device)
         v = self.network(x, level).to(x.dtype)
         signal, noise = math.sqrt(ALPHA_BARS[t]), math.sqrt(1 - ALPHA_BARS[t])
-        return Denoised(x0=signal * x - noise * v, eps=noise * x + signal * v)
+        return Denoised(signal * x - noise * v, noise * x + signal * v, signal, noise)
 
     def kernel(self, x: Float[Tensor, "n d"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
         """Return p(x_s | x_t) of DDIM (eqs. 12 and 16); the last step, to clean data, has std 0."""
