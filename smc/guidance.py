@@ -19,7 +19,7 @@ Notation (code → papers):  scale → ζ, ρ, c, s;  x_s → x_{i-1}, x_{t-1}; 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -27,9 +27,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from smc.errors import SamplerError
+from smc.look_ahead import LogPotential, checked, chunks, per_row
 from smc.noise import normal
 from smc.prior import Denoised, Kernel, Prior
-from smc.sampler import LogPotential
 
 _UNCAPPED = torch.finfo(torch.float32).max
 """A drift that is never reached; infinity is no length to divide by."""
@@ -113,24 +113,23 @@ class Target:
     def _look(
         self, x: Float[Tensor, "n *event"], t: int, *, is_through_network: bool
     ) -> tuple[Denoised, Float[Tensor, "n *event"]]:
-        island = torch.arange(len(x))
-        size = self.max_batch or len(x)
-        x0, eps, grad = [], [], []
-        for first in range(0, len(x), size):
-            rows = slice(first, first + size)
+        island = torch.arange(len(x), device=x.device)
+        parts, slopes = [], []
+        for rows in chunks(len(x), self.max_batch):
             with torch.set_grad_enabled(is_through_network):
                 x_t = x[rows].detach().requires_grad_(is_through_network)
                 denoised = self.prior.denoise(x_t, t)
             with torch.enable_grad():
-                estimate = denoised.x0 if is_through_network else denoised.x0.detach().requires_grad_()
-                log_psi = _checked(self.log_potential(estimate, island[rows]), len(x_t))
-            _check_finite(log_psi, "the log-potential", estimate, f"at t = {t}", first)
-            slope = torch.autograd.grad(log_psi.sum(), x_t if is_through_network else estimate)[0]
-            _check_finite(slope, "the gradient of the log-potential", estimate, f"at t = {t}", first)
-            x0.append(denoised.x0.detach())
-            eps.append(denoised.eps.detach())
-            grad.append(slope)
-        return Denoised(torch.cat(x0), torch.cat(eps)), torch.cat(grad)
+                x0 = denoised.x0 if is_through_network else denoised.x0.detach().requires_grad_()
+                value = checked(self.log_potential(x0, island[rows]), len(x0))
+            _check_finite(value, "the log-potential", x0, f"at t = {t}", rows.start)
+            _check_differentiable(value)
+            slope = torch.autograd.grad(value.sum(), x_t if is_through_network else x0)[0]
+            _check_finite(slope, "the gradient of the log-potential", x0, f"at t = {t}", rows.start)
+            parts.append(denoised.detach())
+            slopes.append(slope)
+        x0, eps = torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts])
+        return replace(parts[0], x0=x0, eps=eps), torch.cat(slopes)
 
 
 # ---------------------------------------------------------------- methods
@@ -233,7 +232,7 @@ class MPGD:
     ) -> Float[Tensor, "n *event"]:
         """Return x_s ~ p(x_s|x_t) with x̂_0 + c·∇_{x̂_0} r(x̂_0) in the place of x̂_0."""
         denoised, grad = target.slope_of_estimate(x, step.t)
-        climbed = Denoised(denoised.x0 + self.scale * grad, denoised.eps)
+        climbed = replace(denoised, x0=denoised.x0 + self.scale * grad)
         return _drawn(target.prior.kernel(x, climbed, step.t, step.s), generator)
 
 
@@ -267,7 +266,7 @@ def _drawn(kernel: Kernel, generator: Generator) -> Float[Tensor, "n *event"]:
 
 def _rms(x: Float[Tensor, "n *event"]) -> Float[Tensor, "n *ones"]:
     """Return the root mean square of every row, in a shape that multiplies rows."""
-    return x.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (x.dim() - 1))
+    return per_row(x.flatten(1).square().mean(1).sqrt(), x)
 
 
 def _check_scale(scale: float | Tensor) -> None:
@@ -276,18 +275,12 @@ def _check_scale(scale: float | Tensor) -> None:
         raise SamplerError(f"scale must be finite and at least 0, got {numbers.tolist()}")
 
 
-def _checked(log_psi: Tensor, n: int) -> Float[Tensor, " n"]:
-    if tuple(log_psi.shape) != (n,) or not log_psi.is_floating_point():
-        raise SamplerError(
-            f"the log-potential must return one floating point number a row, shape ({n},), "
-            f"got shape {tuple(log_psi.shape)} of {log_psi.dtype}"
-        )
-    if not log_psi.requires_grad:
+def _check_differentiable(value: Tensor) -> None:
+    if not value.requires_grad:
         raise SamplerError(
             "guidance needs a log-potential that is differentiable in x0, but this one has no gradient; "
             "smc.sampler.sample with guidance=None needs none"
         )
-    return log_psi
 
 
 def _check_finite(values: Tensor, name: str, seen: Tensor, when: str, first_row: int = 0) -> None:

@@ -11,7 +11,7 @@ from experiments.problems.toy import ToyProblem
 from experiments.toy_methods.base import Draw
 from experiments.toy_methods.chain import denoiser_of
 from smc.guidance import DPS, Method, Tilted, sample_guided
-from smc.sampler import LogPotential
+from smc.look_ahead import LogPotential
 
 _FAR = 100.0
 """Beyond it the published code clips the reward, whose gradient there is 0: what runs away drifts no further."""
