@@ -137,8 +137,8 @@ class Target:
 class DPS:
     """Diffusion posterior sampling: an ordinary step, then `scale` times the gradient.
 
-    With r = -‖y - A(x0)‖ this is the authors' update for Gaussian noise: their step size is divided by the
-    residual, and ζ'·∇‖·‖²/‖·‖ = 2ζ'·∇‖·‖. The shift does not shrink with the step's variance.
+    With r = -‖y - A(x0)‖ this is the authors' code for Gaussian noise (DPS2022/diffusion-posterior-sampling): a step
+    divided by the residual, ζ'·∇‖·‖²/‖·‖ = 2ζ'·∇‖·‖. The shift does not shrink with the step's variance.
     """
 
     scale: float | Float[Tensor, "*event"] = 1.0
@@ -160,8 +160,8 @@ class FreeDoM:
     """Energy guidance whose steps are as long as a share of the network's own, with time travel in mid-chain.
 
     ρ_t = scale · √ᾱ_s·(1-ᾱ_t/ᾱ_s)/(1-ᾱ_t) · √((1-ᾱ_t)/ᾱ_t) · rms(eps) / rms(grad): the push is `scale` times as long
-    as what eps contributes to the mean of x_s. The paper leaves ρ_t free; this is the rule of the code it was
-    published with, as MPGD's repository carries it on, row by row instead of over the batch.
+    as what eps takes from the mean of q(x_s|x_t, x̂_0). The paper leaves ρ_t free. This rule and the travelled part are
+    those of the image guidance in MPGD's repository (KellyYutongHe/mpgd_pytorch), by rows instead of over the batch.
     """
 
     scale: float = 0.02

@@ -3,9 +3,9 @@
     x_s = keep·x_t + lean·v̂(x_t, t) + std·z                       every step of DDIM with v-prediction
     KL( p_θ(x_s|x_t) ‖ p(x_s|x_t) ) = lean²·‖v̂_θ - v̂‖² / (2·std²)   for two networks, θ and the pretrained one
 
-The objective of the fine-tuning baselines is E[r(x0)] - α·E[Σ_t KL_t]. Over all distributions of paths it is highest for
-p(path)·exp(r(x0)/α), whose ends are the target: a perfect optimum would be exact. The last step has no noise, so no KL
-could hold it: there the pretrained network stays.
+The objective of the fine-tuning baselines is E[r(x0)] - α·E[Σ_t KL_t]. Over all distributions of paths it is highest
+for p(path)·exp(r(x0)/α), whose ends are the target: a perfect optimum would be exact. The last step has no noise, so
+no KL could hold it: there the pretrained network stays.
 """
 
 from __future__ import annotations
