@@ -22,7 +22,7 @@ class Backpropagation:
 
     n_iterations: int = 300
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """At the start; it falls to 0 along a line."""
     kl_coef: float = 1.0
     clip_norm: float = 1.0

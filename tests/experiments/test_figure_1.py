@@ -86,7 +86,7 @@ def test_numbers_of_an_outcome_by_hand():
     assert once.emd_error == 0
     outcomes = {"swiss_roll": {TARGET: once, "ours": outcome}}
     assert flat(outcomes)["swiss_roll_ours_emd_ratio"] == 2
-    assert "| ours: SMC | -4.00 | -0.50 | 2.00 ± 1.00 | 2.00 | 2 s | 0.5 s |" in markdown(outcomes, TINY)
+    assert "| ours: SMC | -4.00 | -0.50 | 2.000 ± 1.000 | 2.00 | 2 s | 0.5 s |" in markdown(outcomes, TINY)
 
 
 def test_numbers_are_short():

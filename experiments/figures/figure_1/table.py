@@ -69,7 +69,7 @@ def _lines(outcomes: Outcomes, scale: Scale) -> Iterator[str]:
             paper = PAPER[problem].get(name)
             yield (
                 f"| {LABELS[name]} | {number(outcome.reward)} | {'' if paper is None else number(paper)} | "
-                f"{number(outcome.emd)} ± {number(outcome.emd_error)} | {number(outcome.emd / floor)} | "
+                f"{distance(outcome)} | {number(outcome.emd / floor)} | "
                 f"{outcome.fit_seconds:.0f} s | {outcome.draw_seconds:.1f} s |"
             )
     yield "\n## Swiss roll: the reward's distribution\n"
@@ -90,6 +90,13 @@ def quantiles(outcome: Outcome) -> list[float]:
 def number(value: float) -> str:
     """Return a number as short as it can be read: two decimals, none above a hundred."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def distance(outcome: Outcome) -> str:
+    """Return the distance to the target with its standard error."""
+    if outcome.emd >= 100:
+        return f"{outcome.emd:.0f} ± {outcome.emd_error:.0f}"
+    return f"{outcome.emd:.3f} ± {outcome.emd_error:.3f}"
 
 
 def flat(outcomes: Outcomes) -> dict[str, float]:
