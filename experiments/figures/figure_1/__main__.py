@@ -13,6 +13,7 @@ os.environ.setdefault(
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from experiments.benchmarks.harness import circumstances
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/figure_1"), help="folder of picture and table")
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else Scale()
-    outcomes = measure(scale)
+    outcomes = measure(scale, say=partial(print, flush=True))
     arguments.out.mkdir(parents=True, exist_ok=True)
     table = markdown(outcomes, scale)
     (arguments.out / "figure_1.md").write_text(table)

@@ -95,7 +95,7 @@ Outcomes = dict[str, dict[str, Outcome]]
 """Problem → method → outcome."""
 
 
-def measure(scale: Scale, say: Callable[[str], None] = print) -> Outcomes:
+def measure(scale: Scale, say: Callable[[str], None]) -> Outcomes:
     """Return all outcomes; every random number follows from fixed seeds."""
     outcomes: Outcomes = {}
     for data in PROBLEMS:

@@ -55,14 +55,16 @@ def markdown(outcomes: Outcomes, scale: Scale) -> str:
 
 
 def _lines(outcomes: Outcomes, scale: Scale) -> Iterator[str]:
+    yield "# Figure 1 of DAS (arXiv 2501.05803), reproduced\n"
+    yield "Written by `python -m experiments.figures.figure_1`; `README.md` says how to read it.\n"
     yield (
         f"n = {scale.n} points a method, {scale.n_repeats} repeats, {scale.n_steps} steps, {scale.n_particles} "
         f"particles, α = 1; {scale.n_tuning} rounds or iterations of fine-tuning, once; ± is the standard error over "
-        "the repeats; seconds are of one CPU thread."
+        "the repeats. Seconds are of one CPU thread. The paper's numbers are of its own networks and code."
     )
     for problem, of_method in outcomes.items():
         yield f"\n## {PROBLEM_LABELS[problem]}\n"
-        yield "| method | mean reward | paper's | EMD to the target | over the floor | to learn | to draw |"
+        yield "| method | mean reward | paper's | EMD to the target | times the floor | to learn | to draw |"
         yield "|---|---|---|---|---|---|---|"
         floor = of_method[TARGET].emd
         for name, outcome in of_method.items():
