@@ -240,7 +240,7 @@ class MPGD:
 class Tilted:
     """Classifier guidance: the kernel tilted by the gradient, so that the push shrinks with the step's variance.
 
-    It is the sampler's own proposal with neither tempering nor weights nor a cap on the drift.
+    It is what twisted SMC proposes from the point estimate, with neither tempering nor weights nor a cap on the drift.
     """
 
     scale: float = 1.0
