@@ -51,6 +51,22 @@ def test_one_command_writes_picture_table_and_figures(run):
     assert (run / "figure_1.pdf").read_bytes()[:5] == b"%PDF-"
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--out", "a_file"], "--out must be a folder, a_file is a file"),
+        (["--json", "nowhere/figures.json"], "in a folder that exists, got nowhere/figures.json"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_minutes_of_work(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").touch()
+    monkeypatch.setattr(sys, "argv", ["figure_1", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert said in capsys.readouterr().err
+
+
 def test_the_json_is_flat_and_says_what_it_depends_on(run):
     figures = json.loads((run / "figures.json").read_text())
     assert all(isinstance(value, int | float | str) for value in figures.values())

@@ -41,9 +41,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--out", type=Path, default=Path("runs/figure_1"), help="folder of picture and table")
     arguments = parser.parse_args()
+    if arguments.out.exists() and not arguments.out.is_dir():
+        parser.error(f"--out must be a folder, {arguments.out} is a file")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json must be a file in a folder that exists, got {arguments.json}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
     scale = QUICK if arguments.quick else Scale()
     outcomes = measure(scale, say=partial(print, flush=True))
-    arguments.out.mkdir(parents=True, exist_ok=True)
     table = markdown(outcomes, scale)
     (arguments.out / "figure_1.md").write_text(table)
     save(outcomes, arguments.out)
