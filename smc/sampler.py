@@ -31,7 +31,7 @@ from smc.prior import CLEAN, Kernel, Prior
 from smc.resampling import Resampling, systematic
 from smc.result import SMCResult, StepInfo, Trace
 from smc.rows import overwritten, per_row
-from smc.tempering import Exponential, Moment, Tempering
+from smc.tempering import Constant, Exponential, Moment, Tempering
 from smc.twist import PosteriorVariance, Twist
 
 
@@ -64,7 +64,9 @@ class SamplerConfig:
     """Independent populations."""
     n_particles: int = 16
     """Particles in each."""
-    tempering: Tempering = Exponential()  # noqa: RUF009
+    tempering: Tempering | None = None
+    """None leaves it to the twist: no tempering where it knows how uncertain x0 is, the exponential rule where the
+    log-potential of the clean estimate stands for it, be it only for a part of the chain."""
     guidance: Guidance | None = Guidance()
     """None proposes from the prior itself (the bootstrap filter): no gradient is needed, and the twist is the
     log-potential of the clean estimate."""
@@ -88,6 +90,15 @@ class SamplerConfig:
             raise SamplerError(f"start is a share of the chain from 0 to below 1, got {self.start}")
         if self.max_batch is not None and self.max_batch < 1:
             raise SamplerError(f"max_batch must be at least 1 or None, got {self.max_batch}")
+
+    @property
+    def tempering_rule(self) -> Tempering:
+        """The rule in force."""
+        if self.tempering is not None:
+            return self.tempering
+        is_tempered = self.guidance is not None and self.guidance.twist.is_tempered
+        has_twist_throughout = self.guidance is not None and self.guidance.start <= self.start
+        return Constant() if is_tempered and has_twist_throughout else Exponential()
 
     def twist_at(self, share: float) -> Twist | None:
         """Return the twist after this share of the chain; None where no gradient is asked for."""
@@ -209,7 +220,7 @@ def next_lam(
     if i < 1:
         return particles.lam
     moment = Moment(i, n_steps, particles.lam, particles.log_w, log_psi.view_as(particles.log_w))
-    return config.tempering(moment)
+    return config.tempering_rule(moment)
 
 
 def check_noise(kernel: Kernel, twist: Twist | None, t: int, s: int) -> None:

@@ -55,6 +55,11 @@ class Outlook:
 class Twist(Protocol):
     """A guess of log E[exp(r(x0)) | x_t]."""
 
+    @property
+    def is_tempered(self) -> bool:
+        """Whether the guess itself allows for what x_t leaves uncertain, so that no tempering has to."""
+        ...
+
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return log ψ_t, and the share of `grad_x` that is taken for its gradient. Not finite: not known."""
         ...
@@ -62,7 +67,11 @@ class Twist(Protocol):
 
 @dataclass(frozen=True)
 class PointEstimate:
-    """r(x̂_0): x0 is taken to be what the network expects."""
+    """r(x̂_0): x0 is taken to be what the network expects, so that its uncertainty has to be tempered for."""
+
+    @property
+    def is_tempered(self) -> bool:
+        return False
 
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return r(x̂_0), with its whole gradient."""
@@ -80,6 +89,10 @@ class PosteriorVariance:
     def __post_init__(self) -> None:
         if not 0 < self.max_shift < math.inf:
             raise SamplerError(f"max_shift must be a finite number above 0, got {self.max_shift}")
+
+    @property
+    def is_tempered(self) -> bool:
+        return True
 
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return log ψ_t of a Gaussian x0 under a parabola, and the share b/τ of the gradient."""
