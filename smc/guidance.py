@@ -27,9 +27,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from smc.errors import SamplerError
-from smc.look_ahead import LogPotential, checked, chunks, per_row
+from smc.look_ahead import LogPotential, checked, chunks
 from smc.noise import normal
 from smc.prior import Denoised, Kernel, Prior
+from smc.rows import per_row
 
 _UNCAPPED = torch.finfo(torch.float32).max
 """A drift that is never reached; infinity is no length to divide by."""
@@ -126,7 +127,7 @@ class Target:
             _check_differentiable(value)
             slope = torch.autograd.grad(value.sum(), x_t if is_through_network else x0)[0]
             _check_finite(slope, "the gradient of the log-potential", x0, f"at t = {t}", rows.start)
-            parts.append(denoised.detach())
+            parts.append(replace(denoised, x0=x0.detach(), eps=denoised.eps.detach()))
             slopes.append(slope)
         x0, eps = torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts])
         return replace(parts[0], x0=x0, eps=eps), torch.cat(slopes)
