@@ -125,7 +125,9 @@ class SurrogateContract:
         for i, row in enumerate(X.split(1)):
             alone = fitted.posterior(row)
             torch.testing.assert_close(alone.mean[0], together.mean[i], atol=1e-9, rtol=1e-9)
-            torch.testing.assert_close(alone.std[0], together.std[i], atol=1e-9, rtol=1e-9)
+            # Of the variance: a GP's is a difference of numbers near 1, rounded to about 1e-16 times the condition of
+            # its kernel matrix (1e6), and how depends on the processor; near the data the root magnifies that.
+            torch.testing.assert_close(alone.std[0] ** 2, together.std[i] ** 2, atol=1e-9, rtol=1e-9)
 
     def test_the_order_of_the_data_does_not_matter(self, recipe, fitted):
         data = observations()
