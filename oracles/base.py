@@ -72,3 +72,26 @@ class Gallery(Protocol):
     def references(self, n: int) -> Sequence[Reference]:
         """Return the n best known designs, best first. May take seconds; calls no paid service."""
         ...
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """An oracle that passes the name of each query on, so that the black box can tell a repeat from a new one.
+
+    Optional.
+    """
+
+    def evaluate_keyed(
+        self, designs: Float[Tensor, "n *design"], keys: Sequence[str]
+    ) -> Sequence[Evaluation]:
+        """Return one evaluation per design, in order, like `evaluate`; keys has one entry per design."""
+        ...
+
+
+@runtime_checkable
+class Lookup(Protocol):
+    """An oracle that can be asked, for nothing, what became of a query. Optional."""
+
+    def lookup(self, key: str) -> Evaluation | None:
+        """Return the answer to the query of this key; None when the black box never got it or is not done."""
+        ...
