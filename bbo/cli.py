@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from bbo.oracle_cli import app as oracle_app
+
 # Before torch is imported: two threads on a busy machine are 40 times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 prior_app = typer.Typer(help="Train priors of your own.", no_args_is_help=True)
 app.add_typer(prior_app, name="prior")
+app.add_typer(oracle_app, name="oracle")
 
 ConfigFile = Annotated[Path, typer.Argument(help="Campaign file (YAML).", show_default=False)]
 Overrides = Annotated[

@@ -102,7 +102,7 @@ class ByHand:
 
 
 def custom(source: Callable[..., Oracle] | Oracle, settings: Mapping[str, object] | None = None) -> Oracle:
-    """Return an oracle of the user's own class, `source(**settings)`, or one that is made already."""
+    """An oracle of the user's own class, `source(**settings)`, or one that is made already."""
     if not isinstance(source, type) and isinstance(source, Oracle):
         if settings:
             raise OracleError(

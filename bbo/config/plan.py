@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bbo.campaign import Campaign
+from bbo.config import plugins
 from bbo.config.hints import did_you_mean
 from bbo.config.models import CampaignSection, build, campaign_file_model, known_words
+from bbo.config.plugins import Plugin
 from bbo.errors import BboError, ConfigError
 from bbo.progress import Listener
 from bbo.settings import Settings, check_parts
@@ -81,18 +83,43 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return Plan(section.directory, section.settings(), parts["prior"], parts["oracle"], parts["method"])
 
 
-def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the parts that can be built, and every reason why another cannot: one bad section hides no other."""
-    model = campaign_file_model()
-    mistakes: list[str] = []
+def load_oracle(name: str, settings: Sequence[str] = (), folder: Path = Path()) -> Oracle:
+    """Return the registered or installed oracle of this name, with `key=value` settings.
+
+    Raises ConfigError with every mistake found, as `load_plan` does.
+    """
+    raw = {"oracle": {"type": name, **parsed_settings(settings)}}
+    parts, mistakes = _built(raw, folder, only="oracle")
+    if mistakes:
+        raise ConfigError("\n".join([f"the oracle {name!r}:", *mistakes]))
+    oracle: Oracle = parts["oracle"]
+    return oracle
+
+
+def parsed_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Return `key.path=value` settings as a section. Raises ConfigError for one that is written otherwise."""
+    section: dict[str, Any] = {}
+    for setting in settings:
+        _apply(section, setting)
+    return section
+
+
+def _built(raw: Mapping[str, Any], folder: Path, only: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Return the parts that can be built, and every reason why another cannot: one bad section hides no other.
+
+    only: the name of a section, to which nothing else matters; None for all.
+    """
+    found, mistakes = _plugins(raw)
+    bad = {"oracle"} if mistakes else set()
+    model = campaign_file_model(tuple(found))
     try:
         model.model_validate(raw)
-        bad = set()
     except ValidationError as error:
-        mistakes += _lines(error)
-        bad = {str(mistake["loc"][0]) for mistake in error.errors()}
+        wrong = [m for m in error.errors() if m["loc"][0] not in bad and only in (None, m["loc"][0])]
+        mistakes += _lines(model, wrong)
+        bad |= {str(mistake["loc"][0]) for mistake in wrong}
     parts = {}
-    for name in [name for name in model.model_fields if name not in bad]:
+    for name in [name for name in model.model_fields if name not in bad and only in (None, name)]:
         try:
             section: Any = model.model_fields[name].annotation
             parts[name] = build(TypeAdapter(section).validate_python(raw.get(name, {})), folder)
@@ -101,6 +128,17 @@ def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[s
         except (BboError, OracleError, SMCError, SurrogateError) as error:
             mistakes.append(f"  {name}: {error}")
     return parts, mistakes
+
+
+def _plugins(raw: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
+    """Return the plug-ins that a file names, and why others that it names cannot be loaded."""
+    found, mistakes = [], []
+    for name in plugins.named_in(raw.get("oracle")):
+        try:
+            found.append(plugins.load(name))
+        except ConfigError as error:
+            mistakes.append(f"  oracle: {error}")
+    return found, mistakes
 
 
 # ------------------------------------------------------------------- reading
@@ -157,11 +195,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r}: the value is not YAML") from error
 
 
-def _lines(error: ValidationError) -> list[str]:
+def _lines(model: type[BaseModel], mistakes: Sequence[Any]) -> list[str]:
     """Return every mistake as a line with its path and, for a word that is almost right, a hint."""
     lines = []
-    for mistake in error.errors():
-        path, known = known_words(mistake["loc"])
+    for mistake in mistakes:
+        path, known = known_words(model, mistake["loc"])
+        if path.split(".")[-1] == "oracle":
+            known = [*known, *plugins.installed()]
         lines.append(f"  {path}: {_said(mistake, known)}")
     return sorted(set(lines))
 
