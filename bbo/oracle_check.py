@@ -67,7 +67,8 @@ def subject(named: str, settings: Sequence[str], is_batched: bool = False) -> Su
     if ":" not in named:
         return Subject(load_oracle(named, settings))
     source: Any = load_attribute(named, Path())
-    if inspect.isclass(source) or isinstance(source, Oracle):
+    is_oracle = inspect.isclass(source) or isinstance(source, Oracle)
+    if is_oracle:
         return Subject(custom(source, parsed_settings(settings)))
     if settings:
         raise ConfigError(f"settings are for a class, but {named} is a {type(source).__name__}")

@@ -9,7 +9,8 @@ The answer's other forms stand in `oracles.messages`. `key` names the query, whe
 `{"id": 0, "design_file": "/…/0.safetensors"}`. Where the program `answers_lookup`, it may also read
 `{"id": 0, "lookup": "<key>"}`, and prints the answer of that query or `{"id": 0, "unknown": true}`.
 
-The program runs while there are designs in a call, then its input ends. It must flush each line. Lines that do not
+One process gets up to `n_per_call` lines, then its input ends. It must flush each answer, and read line by line
+(mawk does not). Lines that do not
 begin with a brace are taken for chatter. What an ending means:
 
     cannot be started                          NotAccepted: nothing was charged
@@ -98,10 +99,10 @@ class CommandOracle:
     def _answers(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
         answers: list[Answer] = []
         with tempfile.TemporaryDirectory(prefix="bbo-") as folder:
-            while len(answers) < len(designs):
-                first = len(answers)
+            while (first := len(answers)) < len(designs):
+                its = slice(first, None if self.n_per_call is None else first + self.n_per_call)
                 try:
-                    answers += self._one_process(designs[first:], keys and keys[first:], first, Path(folder))
+                    answers += self._one_process(designs[its], keys and keys[its], first, Path(folder))
                 except NotAccepted as refusal:
                     answers += [refusal] * (len(designs) - len(answers))
         return answers
@@ -158,6 +159,8 @@ class CommandOracle:
             return late(f"no answer within {self.timeout_s:g} s; the program was killed", self.is_idempotent)
         except Ended as end:
             said = f": {talk.last_words()}" if talk.last_words() else ""
+            if talk.n_answers > 0:
+                said += " (one that ends after an answer needs n_per_call 1)"
             return Evaluation.failed(self._safe(f"the program {end} before it answered{said}"))
         try:
             message = parsed(line)

@@ -91,7 +91,7 @@ def ending(code: int) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    if not wait(process, 0):
+    if not wait(process, 0.0):
         _signal(process, signal.SIGTERM)
         wait(process, GRACE_S)
     _signal(process, signal.SIGKILL)  # the program itself, or what it left behind
@@ -122,6 +122,7 @@ class Conversation:
         )
         self._unread = b""
         self._chatter = b""
+        self.n_answers = 0
         for pipe in (self._input, self._output, self._errors):
             os.set_blocking(pipe.fileno(), False)
 
@@ -150,6 +151,7 @@ class Conversation:
                             selector.unregister(self._errors)
                     else:
                         self._heard()
+            self.n_answers += 1
             return answer
 
     def finish(self) -> None:

@@ -110,7 +110,7 @@ def _end_with_parent(alive: int) -> None:
 
 def _stop(child: multiprocessing.process.BaseProcess) -> None:
     """Stop the child, if it still runs, and whatever is left of its process group."""
-    child.join(0)
+    child.join(0.0)
     if child.exitcode is None:
         child.terminate()
         child.join(processes.GRACE_S)

@@ -1,0 +1,323 @@
+"""Programs as oracles: shell and Python ones that answer, dawdle, crash, babble and leave children behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bbo.config.describe import describe_oracle
+from oracles import processes
+from oracles.base import Keyed, Lookup
+from oracles.calls import Incomplete, call
+from oracles.command import CommandOracle
+from oracles.errors import NotAccepted, OracleError, Unanswered
+from oracles.evaluation import Evaluation
+from tests.contracts.oracle_contract import OracleContract
+
+ROOT = Path(__file__).parents[2]
+DESIGNS = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.0, 1.0], [2.0, 2.0]])
+LOOP = """
+import json, os, signal, subprocess, sys, time
+def say(**answer):
+    print(json.dumps(answer), flush=True)
+for line in sys.stdin:
+    ask = json.loads(line)
+    a, b = ask.get("design", (0, 0))
+    {body}
+"""
+
+
+def program(tmp_path, body, **settings):
+    """Return an oracle around a Python program whose loop does `body` with ask, a and b."""
+    file = tmp_path / "program.py"
+    file.write_text(LOOP.format(body=textwrap.indent(textwrap.dedent(body), "    ").strip()))
+    return CommandOracle((sys.executable, "-S", "-E", str(file)), **{"n_per_call": None, **settings})
+
+
+def values(answers):
+    return [a.outcomes.get("value") if isinstance(a, Evaluation) else type(a) for a in answers]
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[-1][0] != "Z"
+
+
+def wait_for(file, seconds=5.0):
+    until = time.monotonic() + seconds
+    while not (file.exists() and file.read_text().strip()):
+        assert time.monotonic() < until, f"{file} was never written"
+        time.sleep(0.01)
+    return file.read_text()
+
+
+class TestContractInPython(OracleContract):
+    @pytest.fixture
+    def oracle(self, tmp_path):
+        return program(tmp_path, "say(id=ask['id'], value=-(a*a + b*b))", is_idempotent=True)
+
+    @pytest.fixture
+    def designs(self):
+        return DESIGNS
+
+
+class TestContractInShell(OracleContract):
+    @pytest.fixture
+    def oracle(self):
+        command = ("sh", "examples/rosenbrock.sh")
+        return CommandOracle(command, directory=ROOT, is_idempotent=True, n_per_call=2)
+
+    @pytest.fixture
+    def designs(self):
+        return DESIGNS
+
+    def test_answers_are_those_of_the_formula(self, oracle, designs):
+        x, y = designs.T
+        expected = -((1 - x) ** 2 + 100 * (y - x**2) ** 2)
+        assert values(call(oracle, designs)) == pytest.approx(expected.tolist())
+
+
+def test_a_program_is_told_ids_designs_and_keys(tmp_path):
+    oracle = program(tmp_path, "say(id=ask['id'], value=0, heard=ask)")
+    assert isinstance(oracle, Keyed)
+    first, second = oracle.evaluate_keyed(DESIGNS[:2], ["k1", "k2"])
+    assert first.metadata == {"heard": {"id": 0, "key": "k1", "design": [1.0, 2.0]}}
+    assert second.metadata == {"heard": {"id": 1, "key": "k2", "design": [3.0, 0.5]}}
+    assert "key" not in oracle.evaluate(DESIGNS[:1])[0].metadata["heard"]
+
+
+def test_one_process_evaluates_a_call(tmp_path):
+    answers = program(tmp_path, "say(id=ask['id'], value=0, pid=os.getpid())").evaluate(DESIGNS)
+    assert len({a.metadata["pid"] for a in answers}) == 1
+
+
+def test_big_designs_go_by_file(tmp_path):
+    file = tmp_path / "mean.py"
+    file.write_text(
+        "import json, sys\nfrom safetensors.numpy import load_file\n"
+        "for line in sys.stdin:\n"
+        "    ask = json.loads(line)\n"
+        "    x = load_file(ask['design_file'])['design']\n"
+        "    print(json.dumps({'id': ask['id'], 'value': float(x.mean()), 'shape': x.shape}), flush=True)\n"
+    )
+    oracle = CommandOracle((sys.executable, str(file)), design_as_file=True, n_per_call=None)
+    images = torch.arange(2 * 3 * 64 * 64.0).view(2, 3, 64, 64)
+    answers = oracle.evaluate(images.transpose(2, 3))  # not contiguous
+    assert values(answers) == pytest.approx(images.mean((1, 2, 3)).tolist())
+    assert answers[0].metadata == {"shape": [3, 64, 64]}
+
+
+def test_a_big_design_that_the_program_reads_slowly_does_not_block(tmp_path):
+    oracle = program(
+        tmp_path, "print('x' * 200_000, flush=True); say(id=ask['id'], value=sum(map(sum, ask['design'])))"
+    )
+    (tmp_path / "program.py").write_text(
+        (tmp_path / "program.py").read_text().replace('a, b = ask.get("design", (0, 0))', "")
+    )
+    assert values(oracle.evaluate(torch.ones(1, 300, 300))) == [90_000.0]
+
+
+def test_chatter_and_a_missing_last_newline_do_no_harm(tmp_path):
+    oracle = program(
+        tmp_path,
+        "print('Loading…'); print(file=sys.stderr); sys.stdout.write(json.dumps(dict(id=ask['id'], value=a))); break",
+    )
+    assert values(replace(oracle, n_per_call=1).evaluate(DESIGNS)) == [1.0, 3.0, 0.0, 2.0]
+    second = oracle.evaluate(DESIGNS)[1]
+    assert "exited with code 0 before it answered" in second.error
+    assert second.error.endswith("(one that ends after an answer needs n_per_call 1)")
+
+
+# ------------------------------------------------------------------- what an ending means
+def test_a_missing_executable_is_refused_when_the_oracle_is_made():
+    with pytest.raises(OracleError, match="no executable 'no-such-program' on the PATH"):
+        CommandOracle(("no-such-program",))
+
+
+def test_an_executable_that_has_gone_was_not_accepted(tmp_path):
+    script = tmp_path / "oracle.sh"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    oracle = CommandOracle(("./oracle.sh",), directory=tmp_path, n_per_call=None)
+    script.unlink()
+    with pytest.raises(Incomplete) as refused:
+        oracle.evaluate(DESIGNS)
+    assert [type(a) for a in refused.value.answers] == [NotAccepted] * 4
+    assert "cannot start ./oracle.sh" in str(refused.value)
+
+
+def test_a_crash_fails_one_design_and_the_rest_get_a_new_process(tmp_path):
+    body = """
+    if a == 3:
+        print("mesh is tangled", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    say(id=ask["id"], value=a)
+    """
+    answers = program(tmp_path, body).evaluate(DESIGNS)
+    assert values(answers) == [1.0, None, 0.0, 2.0]
+    assert answers[1].error == "the program was ended by SIGSEGV before it answered: mesh is tangled"
+
+
+def test_a_program_that_exits_says_with_which_code(tmp_path):
+    (answer,) = program(tmp_path, "sys.exit(3)").evaluate(DESIGNS[:1])
+    assert answer.error == "the program exited with code 3 before it answered"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("say(id=7, value=1)", "expected the answer with id 0"),
+        ("say(value=1)", "expected the answer with id 0"),
+        ("say(id=False, value=1)", "expected the answer with id 0"),
+        ("print('{not json', flush=True)", "expected a line of JSON"),
+        ("print('{' * 100_000, flush=True)", "expected a line of JSON"),
+        ("say(id=ask['id'])", "exactly one of"),
+        ("say(id=ask['id'], value=float('nan'))", "not a finite number"),
+        ("say(id=ask['id'], error='too thin')", "too thin"),
+        ("os.close(1); time.sleep(60)", "closed its output before it answered"),
+    ],
+)
+def test_answers_that_cannot_be_used_fail_the_design(tmp_path, monkeypatch, body, said):
+    monkeypatch.setattr(processes, "GRACE_S", 0.2)
+    answers = program(tmp_path, body).evaluate(DESIGNS[:1])
+    assert said in answers[0].error
+
+
+def test_an_answer_too_many_is_never_taken_for_the_next_design(tmp_path):
+    answers = program(tmp_path, "say(id=ask['id'], value=a); say(id=ask['id'], value=99)").evaluate(DESIGNS)
+    assert 99.0 not in values(answers)
+    assert values(answers)[0] == 1.0
+
+
+def test_a_program_that_knows_it_cannot_say_is_believed(tmp_path):
+    oracle = program(tmp_path, "say(id=ask['id'], **({'unanswered': 'job 12'} if a == 3 else {'value': a}))")
+    answers = call(oracle, DESIGNS)
+    assert values(answers) == [1.0, Unanswered, 0.0, 2.0]
+    assert str(answers[1]) == "job 12"
+    oracle = program(tmp_path, "say(id=ask['id'], not_accepted='queue is full')")
+    assert values(call(oracle, DESIGNS[:1])) == [NotAccepted]
+
+
+SLOW = """
+if a == 3:
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid
+    child = subprocess.Popen(["sleep", "60"])
+    open({file!r}, "w").write(str(child.pid))
+    time.sleep(60)
+say(id=ask["id"], value=a)
+"""
+
+
+@pytest.mark.parametrize("is_idempotent", [True, False])
+def test_a_time_limit_kills_the_program_and_its_children_and_keeps_the_other_answers(tmp_path, is_idempotent):
+    file = tmp_path / "child.pid"
+    oracle = program(tmp_path, SLOW.format(file=str(file)), timeout_s=1.0, is_idempotent=is_idempotent)
+    began = time.monotonic()
+    answers = call(oracle, DESIGNS)
+    assert time.monotonic() - began < 6
+    assert values(answers) == [1.0, None if is_idempotent else Unanswered, 0.0, 2.0]
+    said = answers[1].error if is_idempotent else str(answers[1])
+    assert said.startswith("no answer within 1 s; the program was killed")
+    assert not is_alive(int(wait_for(file)))
+
+
+def test_a_program_that_ignores_sigterm_is_killed_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_S", 0.3)
+    file = tmp_path / "pid"
+    body = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    call(program(tmp_path, body, timeout_s=1.0), DESIGNS[:1])
+    assert not is_alive(int(file.read_text()))
+
+
+def test_a_program_that_never_ends_by_itself_is_ended_after_its_last_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_S", 0.3)
+    body = """
+    say(id=ask["id"], value=a, pid=os.getpid())
+    if a == 2:
+        time.sleep(60)
+    """
+    oracle = program(tmp_path, body)
+    answers = oracle.evaluate(DESIGNS)
+    assert values(answers) == [1.0, 3.0, 0.0, 2.0]
+    assert not is_alive(answers[0].metadata["pid"])
+
+
+def test_ctrl_c_leaves_no_program_behind(tmp_path):
+    file = tmp_path / "pid"
+    oracle = program(tmp_path, f"open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
+    code = f"import torch; from oracles.command import CommandOracle; CommandOracle({oracle.command!r}).evaluate(torch.ones(1, 2))"
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+    pid = int(wait_for(file, 30))
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(10) != 0
+    assert not is_alive(pid)
+
+
+def test_many_calls_leave_no_file_open(tmp_path):
+    oracle = CommandOracle(("sh", "examples/rosenbrock.sh"), directory=ROOT, n_per_call=None)
+    oracle.evaluate(DESIGNS)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        oracle.evaluate(DESIGNS)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ------------------------------------------------------------------- lookup, environment, settings
+def test_lookup_is_offered_where_it_is_declared(tmp_path):
+    body = """
+    if "lookup" in ask:
+        known = {"q1": {"value": 4.5}, "q2": {"error": "broke"}}
+        say(id=ask["id"], **known.get(ask["lookup"], {"unknown": True}))
+    """
+    oracle = program(tmp_path, body, answers_lookup=True)
+    assert isinstance(oracle, Lookup)
+    assert oracle.lookup("q1").outcomes == {"value": 4.5}
+    assert oracle.lookup("q2").error == "broke"
+    assert oracle.lookup("q3") is None
+    assert not isinstance(program(tmp_path, body), Lookup)
+    with pytest.raises(OracleError, match="the lookup of q1 failed"):
+        program(tmp_path, "sys.exit(1)", answers_lookup=True).lookup("q1")
+
+
+def test_secrets_reach_the_program_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_TOKEN", "s3cret")
+    environment = {"API_TOKEN": "t-${env:LAB_TOKEN}", "PLAIN": "yes"}
+    body = "say(id=ask['id'], value=0, has=os.environ['API_TOKEN'] == 't-s3' + 'cret', you=[os.environ['API_TOKEN']])"
+    oracle = program(tmp_path, body, environment=environment)
+    (answer,) = oracle.evaluate(DESIGNS[:1])
+    assert answer.metadata == {"has": True, "you": ["t-${env:LAB_TOKEN}"]}
+    crash = program(tmp_path, "sys.exit('bad token ' + os.environ['API_TOKEN'])", environment=environment)
+    (failed,) = crash.evaluate(DESIGNS[:1])
+    assert failed.error.endswith("bad token t-${env:LAB_TOKEN}")
+    told = json.dumps(describe_oracle(oracle)) + repr(oracle)
+    assert "t-${env:LAB_TOKEN}" in told
+    assert "s3cret" not in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"command": ()}, "must hold an executable"),
+        ({"command": ("awk", "${env:TOKEN}")}, "give secrets by environment"),
+        ({"directory": "nowhere"}, "no directory nowhere"),
+        ({"timeout_s": 0.0}, "timeout_s must be above 0"),
+        ({"environment": {"API_KEY": "abc"}}, "write ${env:NAME}"),
+        ({"environment": {"X": "${env:NOT_SET}"}}, "set the environment variable NOT_SET"),
+        ({"environment": {"X": "${env:}"}}, "must refer to the environment as ${env:NAME}"),
+    ],
+)
+def test_settings_that_are_refused(settings, said):
+    with pytest.raises(OracleError) as refused:
+        CommandOracle(**{"command": ("awk",), **settings})
+    assert said in str(refused.value)
