@@ -39,7 +39,7 @@ from oracles.calls import Answer, Keys, late, returned
 from oracles.errors import NotAccepted, OracleError
 from oracles.evaluation import Evaluation
 from oracles.messages import answer_of, as_lists, not_finite, parsed
-from oracles.processes import Conversation, Ended, TooLate, started
+from oracles.processes import Conversation, Ended, TooLate, ending, started
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class CommandOracle:
             return late(f"no answer within {self.timeout_s:g} s; the program was killed", self.is_idempotent)
         except Ended as end:
             said = f": {talk.last_words()}" if talk.last_words() else ""
-            if talk.n_answers > 0:
+            if talk.n_answers > 0 and str(end) == ending(0):
                 said += " (one that ends after an answer needs n_per_call 1)"
             return Evaluation.failed(self._safe(f"the program {end} before it answered{said}"))
         try:

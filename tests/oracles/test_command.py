@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,9 @@ from oracles.calls import Incomplete, call
 from oracles.command import CommandOracle
 from oracles.errors import NotAccepted, OracleError, Unanswered
 from oracles.evaluation import Evaluation
+from oracles.kulfan import surfaces
 from tests.contracts.oracle_contract import OracleContract
+from tests.oracles.test_airfoil import foils
 
 ROOT = Path(__file__).parents[2]
 DESIGNS = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.0, 1.0], [2.0, 2.0]])
@@ -73,19 +76,27 @@ class TestContractInPython(OracleContract):
 
 
 class TestContractInShell(OracleContract):
+    """The example."""
+
     @pytest.fixture
     def oracle(self):
-        command = ("sh", "examples/rosenbrock.sh")
-        return CommandOracle(command, directory=ROOT, is_idempotent=True, n_per_call=2)
+        return CommandOracle(("sh", "area.sh"), directory=ROOT / "examples", is_idempotent=True, n_per_call=2)
 
     @pytest.fixture
     def designs(self):
-        return DESIGNS
+        return foils(3)
 
-    def test_answers_are_those_of_the_formula(self, oracle, designs):
-        x, y = designs.T
-        expected = -((1 - x) ** 2 + 100 * (y - x**2) ** 2)
-        assert values(call(oracle, designs)) == pytest.approx(expected.tolist())
+    def test_its_area_is_that_between_the_surfaces(self, oracle, designs):
+        x = np.linspace(0, 1, 20_001)
+        designs = designs + 0.02 * torch.rand(3, 18, generator=torch.Generator().manual_seed(0))
+        upper, lower = surfaces(designs.numpy(), x)
+        expected = np.trapezoid(upper - lower, x, axis=1)
+        assert values(call(oracle, designs)) == pytest.approx(expected.tolist(), rel=1e-4)
+
+    def test_a_thick_foil_does_not_fit_and_another_shape_is_refused(self, oracle, designs):
+        (thick,) = call(oracle, designs[:1] * 2)
+        assert thick.error.startswith("does not fit the mould: area 0.1")
+        assert call(oracle, DESIGNS[:1])[0].error == "expected 18 numbers"
 
 
 def test_a_program_is_told_ids_designs_and_keys(tmp_path):
@@ -235,7 +246,11 @@ def test_a_time_limit_kills_the_program_and_its_children_and_keeps_the_other_ans
 def test_a_program_that_ignores_sigterm_is_killed_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "GRACE_S", 0.3)
     file = tmp_path / "pid"
-    body = f"signal.signal(signal.SIGTERM, signal.SIG_IGN); open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    body = f"""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open({str(file)!r}, "w").write(str(os.getpid()))
+    time.sleep(60)
+    """
     call(program(tmp_path, body, timeout_s=1.0), DESIGNS[:1])
     assert not is_alive(int(file.read_text()))
 
@@ -256,7 +271,8 @@ def test_a_program_that_never_ends_by_itself_is_ended_after_its_last_answer(tmp_
 def test_ctrl_c_leaves_no_program_behind(tmp_path):
     file = tmp_path / "pid"
     oracle = program(tmp_path, f"open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)")
-    code = f"import torch; from oracles.command import CommandOracle; CommandOracle({oracle.command!r}).evaluate(torch.ones(1, 2))"
+    code = "import torch; from oracles.command import CommandOracle; "
+    code += f"CommandOracle({oracle.command!r}).evaluate(torch.ones(1, 2))"
     driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     pid = int(wait_for(file, 30))
     driver.send_signal(signal.SIGINT)
@@ -265,7 +281,7 @@ def test_ctrl_c_leaves_no_program_behind(tmp_path):
 
 
 def test_many_calls_leave_no_file_open(tmp_path):
-    oracle = CommandOracle(("sh", "examples/rosenbrock.sh"), directory=ROOT, n_per_call=None)
+    oracle = CommandOracle(("sh", "area.sh"), directory=ROOT / "examples", n_per_call=None)
     oracle.evaluate(DESIGNS)
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
