@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bbo.ledger import Query
-from oracles.answers import as_evaluation
 from oracles.base import Oracle
+from oracles.calls import call
 from oracles.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -45,17 +45,11 @@ def ask(campaign: Campaign, n: int) -> list[Query]:
 
 
 def answers(oracle: Oracle, designs: Float[Tensor, "n *design"]) -> list[Evaluation]:
-    """Return one evaluation per design, whatever the oracle does: an oracle that breaks its contract for the
-    group has spent the group's queries, so each of them fails with that reason.
-    """
-    try:
-        evaluations = list(oracle.evaluate(designs))
-    except Exception as error:
-        return [Evaluation.failed(f"{type(error).__name__}: {error}")] * len(designs)
-    if len(evaluations) != len(designs):
-        reason = f"{oracle.name} got {len(designs)} designs and answered {len(evaluations)} evaluations"
-        return [Evaluation.failed(reason)] * len(designs)
-    return [as_evaluation(evaluation) for evaluation in evaluations]
+    """Return one evaluation per design, whatever the oracle does. Where it gives none, the query has failed."""
+    return [
+        answer if isinstance(answer, Evaluation) else Evaluation.failed(f"{type(answer).__name__}: {answer}")
+        for answer in call(oracle, designs)
+    ]
 
 
 def _groups(queries: list[Query], size: int | None) -> Iterator[list[Query]]:

@@ -53,7 +53,8 @@ class HttpOracle:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Sent with every request; `${env:NAME}` for secrets."""
     lookup_url: str | None = None
-    """Where a GET tells what became of a query, with {key} in it: 200 and its answer, or 404 for none."""
+    """Where a GET tells what became of a query, with {key} in it: its answer, or {"unknown": true} for one that never
+    arrived. Any other reply leaves the question open; a bare 404 may be a wrong address."""
     timeout_s: float = 600.0
     """Longest time from the request to the end of its answer."""
     connect_timeout_s: float = 10.0
@@ -118,17 +119,26 @@ class HttpOracle:
         return self._judged(response)
 
     def _lookup(self, key: str) -> Evaluation | None:
-        """Return the service's answer to an earlier query; None when it says 404, or 202: not done yet.
+        """Return the service's answer to an earlier query; None when it says that it never got it.
 
-        Raises NotAccepted or Unanswered when it cannot be asked; nothing was charged, whichever it is.
+        Raises OracleError (NotAccepted, Unanswered and Incomplete are some) when it does not say.
         """
         if self.lookup_url is None:
             raise OracleError("http oracle: no lookup_url is set")
         url = self.lookup_url.replace("{key}", quote(key, safe=""))
         response = self._exchange("GET", url, {}, None)
-        if response.status in (202, 404):
+        try:
+            message = parsed(response.body)
+        except ValueError:
+            message = None
+        if response.status in (200, 404) and isinstance(message, Mapping) and message.get("unknown") is True:
             return None
-        (evaluation,) = returned([self._judged(response)])
+        if response.status != 200 or not isinstance(message, Mapping):
+            said = self._safe(response.body[:200].decode(errors="replace"))
+            raise OracleError(
+                f"{self.name} does not say what became of {key}: it answered {response.status} {said}"
+            )
+        (evaluation,) = returned([answer_of(self._safe(message))])
         return evaluation
 
     def _judged(self, response: _Response) -> Answer:

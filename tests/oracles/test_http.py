@@ -209,18 +209,34 @@ def test_lookup_is_offered_where_it_is_set(service):
     oracle = HttpOracle(service.url, lookup_url=service.url.replace("evaluate", "q/{key}?a=1"))
     assert isinstance(oracle, Lookup)
     told = {"/q/done?a=1": (200, {"value": 2.0}), "/q/a%2F..%2Fb?a=1": (200, {"error": "broke"})}
-    service.behave = lambda handler, body: send(handler, *told.get(handler.path, (404, {})))
+    service.behave = lambda handler, body: send(handler, *told.get(handler.path, (404, {"unknown": True})))
     assert oracle.lookup("done").outcomes == {"value": 2.0}
     assert oracle.lookup("a/../b").error == "broke"
     assert oracle.lookup("never") is None
     assert {method for method, *_ in service.seen} == {"GET"}
 
 
-def test_a_lookup_that_cannot_be_made_is_no_answer(service):
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b"no such page"),
+        (404, b"{}"),
+        (202, b'{"unknown": true}'),
+        (200, b"soup"),
+        (400, b'{"error": "bad key"}'),
+        (500, b'{"value": 1}'),
+        (200, b'{"unanswered": "still at work"}'),
+    ],
+)
+def test_a_lookup_that_says_nothing_leaves_the_query_in_doubt(service, status, body):
+    """None would have the query sent, and perhaps charged, again."""
     oracle = HttpOracle(service.url, lookup_url=service.url + "/{key}")
-    service.behave = lambda handler, body: send(handler, 500, b"")
-    with pytest.raises(Incomplete):
+    service.behave = lambda handler, _: send(handler, status, body)
+    with pytest.raises(OracleError):
         oracle.lookup("q")
+
+
+def test_a_lookup_out_of_reach_leaves_the_query_in_doubt(service):
     oracle = HttpOracle(service.url, lookup_url=f"http://127.0.0.1:{closed_port()}/{{key}}")
     with pytest.raises(NotAccepted):
         oracle.lookup("q")
