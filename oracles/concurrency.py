@@ -7,6 +7,7 @@ it runs each call in a process of its own.
 from __future__ import annotations
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -38,12 +39,13 @@ class Concurrent(Wrapper):
 
     def _answers(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
         size = self.oracle.n_per_call or math.ceil(len(designs) / self.n_workers)
-        pool = ThreadPoolExecutor(self.n_workers)
+        is_over = threading.Event()
+        pool = ThreadPoolExecutor(self.n_workers, initializer=processes.enlist, initargs=(is_over,))
         try:
             calls = [pool.submit(call, self.oracle, *part) for part in parts(designs, keys, size)]
             return [answer for each in calls for answer in each.result()]
         except BaseException:  # Ctrl-C: the threads cannot be interrupted, what they wait for can
-            processes.kill_all()
+            processes.end_work(is_over)
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ names are kept as metadata.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from oracles.answers import as_evaluation
+from oracles.answers import as_evaluation, as_number
 from oracles.calls import Answer
 from oracles.errors import NotAccepted, Unanswered
 from oracles.evaluation import VALUE, Evaluation
@@ -49,11 +50,7 @@ def answer_of(message: object) -> Answer:
             told = Evaluation.failed(f"outcomes must be numbers by name, got {_short(said)}")
         case _:
             told = as_evaluation(said if ends[0] == "outcomes" else {VALUE: said})
-    noise, cost = message.get("noise_std", {}), message.get("cost", 1.0)
-    metadata = _beside(message)
-    if not isinstance(noise, Mapping):
-        metadata, noise = {**metadata, "noise_std_left_out": noise}, {}
-    return as_evaluation(replace(told, noise_std=noise, cost=cost, metadata=metadata))
+    return _with_extras(told, message)
 
 
 def message_of(answer: Answer) -> dict[str, object]:
@@ -85,6 +82,19 @@ def parsed(text: str | bytes) -> object:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _with_extras(told: Evaluation, message: Mapping[str, object]) -> Evaluation:
+    """Return the evaluation with noise, cost and metadata of the message; what is no number is left out and noted."""
+    metadata = _beside(message)
+    noise, cost = message.get("noise_std", {}), as_number(message.get("cost", 1.0))
+    if not isinstance(noise, Mapping):
+        metadata, noise = {**metadata, "noise_std_left_out": noise}, {}
+    if cost is None:
+        metadata, cost = {**metadata, "cost_left_out": message["cost"]}, 1.0
+    stds = {str(name): as_number(std) for name, std in noise.items()}
+    known = {name: math.nan if std is None else std for name, std in stds.items()}
+    return as_evaluation(replace(told, noise_std=known, cost=cost, metadata=metadata))
 
 
 def _beside(message: Mapping[str, object]) -> dict[str, object]:

@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,9 @@ GRACE_S = 2.0
 _POLL_S = 0.01
 _TAIL_BYTES = 2000
 _LARGEST_LINE = 8 * 2**20
-_running: set[subprocess.Popen[bytes]] = set()
+_running: dict[subprocess.Popen[bytes], threading.Event | None] = {}
+"""Programs, each with the event that ends the work of the thread that started it."""
+_thread = threading.local()
 
 
 @contextmanager
@@ -28,8 +31,11 @@ def started(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program with pipes while the block lasts; when it is left, the program and its children are dead.
 
-    environment: beside the variables of this process. Raises NotAccepted when the program cannot be started.
+    environment: beside the variables of this process. Raises NotAccepted when the program cannot be started, or the
+    work of this thread is over (`enlist`).
     """
+    is_over: threading.Event | None = getattr(_thread, "is_over", None)
+    _check_going_on(is_over, command[0])
     try:
         process = subprocess.Popen(
             command,
@@ -43,12 +49,13 @@ def started(
         )
     except (OSError, ValueError) as error:
         raise NotAccepted(f"cannot start {command[0]}: {error}") from error
-    _running.add(process)
+    _running[process] = is_over
     try:
+        _check_going_on(is_over, command[0])  # once more: `end_work` may have looked before it was there
         yield process
     finally:
         _stop(process)
-        _running.discard(process)
+        del _running[process]
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 with suppress(OSError):  # a pipe that nobody reads any more
@@ -59,6 +66,19 @@ def kill_all() -> None:
     """Kill every program that runs: what is left to do when this process has no time to leave its blocks."""
     for process in list(_running):
         _signal(process, signal.SIGKILL)
+
+
+def enlist(is_over: threading.Event) -> None:
+    """Make the programs of this thread end with `end_work`."""
+    _thread.is_over = is_over
+
+
+def end_work(is_over: threading.Event) -> None:
+    """Kill the programs of all threads enlisted with this event; they can start none any more."""
+    is_over.set()
+    for process, event in list(_running.items()):
+        if event is is_over:
+            _signal(process, signal.SIGKILL)
 
 
 def disown_all() -> None:
@@ -88,6 +108,11 @@ def ending(code: int) -> str:
             return f"was ended by {signal.Signals(-code).name}"
         return f"was ended by signal {-code}"
     return f"exited with code {code}"
+
+
+def _check_going_on(is_over: threading.Event | None, program: str) -> None:
+    if is_over is not None and is_over.is_set():
+        raise NotAccepted(f"the work was interrupted before {program} was asked")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -187,6 +187,21 @@ def test_the_length_of_an_answer_is_bounded(service):
     assert answer.outcomes == {"value": 1.0}
 
 
+def test_an_endless_answer_is_not_read_to_its_end(service):
+    def flood(handler, body):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(10**12))
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 100_000)
+
+    service.behave = flood
+    began = time.monotonic()
+    (answer,) = call(HttpOracle(service.url, timeout_s=10.0, max_bytes=1_000_000), ONE)
+    assert time.monotonic() - began < 5
+    assert "more than max_bytes" in answer.error
+
+
 def test_what_was_answered_is_kept_when_another_design_gets_no_answer(service):
     def behave(handler, body):
         if body["design"][0] == 3.0:

@@ -350,6 +350,29 @@ def test_one_call_without_an_answer_loses_no_other():
     assert values(call(Concurrent(FunctionOracle(sometimes), 4), DESIGNS)) == [1.0, Unanswered, 0.0, 2.0]
 
 
+@pytest.mark.parametrize("n_per_call", [1, None])
+def test_ctrl_c_ends_the_programs_of_all_threads(tmp_path, n_per_call):
+    script = tmp_path / "slow.sh"
+    script.write_text(f"echo $$ >> {tmp_path / 'pids'}; sleep 60")
+    code = f"""
+    import torch
+    from oracles.command import CommandOracle
+    from oracles.concurrency import Concurrent
+    Concurrent(CommandOracle(("sh", {str(script)!r}), n_per_call={n_per_call}), 2).evaluate(torch.ones(6, 2))
+    """
+    driver = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 30
+    while len(wait_for(tmp_path / "pids", 30).split()) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(15) != 0
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 2  # nor was another one started
+    assert not any(is_alive(int(pid)) for pid in pids)
+
+
 # ------------------------------------------------------------------- time limit
 def sleeper(file):
     """Return a function that starts a program, notes it in `file`, and never ends."""
