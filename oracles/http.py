@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit
 
 from jaxtyping import Float
 from torch import Tensor
@@ -257,6 +257,10 @@ def _url_faults(name: str, url: str, allowed_hosts: Sequence[str], has_secrets: 
     wrong = []
     if parts.username is not None or parts.password is not None:
         wrong.append(f"{name} must hold no name or password; send them as a header with ${{env:NAME}}")
+    if any(secrets.is_secret(key) for key, _ in parse_qsl(parts.query)):
+        wrong.append(
+            f"{name} holds a secret, which would be recorded; send it as a header with ${{env:NAME}}"
+        )
     if not url.isascii() or not url.isprintable() or " " in url:
         wrong.append(f"{name} must be written in ASCII without spaces, got {url!r}")
     if host not in [allowed.lower() for allowed in allowed_hosts]:

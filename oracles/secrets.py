@@ -14,7 +14,7 @@ from oracles.errors import NotAccepted, OracleError
 
 _PLACEHOLDER = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_NAME = re.compile(
-    r"authorization|cookie|token|secret|passw|passphrase|credential|api.?key|access.?key|private.?key",
+    r"(token|secret|password|passwd|passphrase|credential|authorization|cookie|(api|access|private)[-_]?key)s?(?=$|[-_])",
     re.IGNORECASE,
 )
 
@@ -32,6 +32,11 @@ def names(texts: Iterable[str]) -> list[str]:
     return [name for text in texts for name in _PLACEHOLDER.findall(text)]
 
 
+def is_secret(name: str) -> bool:
+    """Return whether a setting of this name is likely to hold a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def redacted(said: object, texts: Iterable[str]) -> object:
     """Return text, or JSON values, with the secrets that `texts` refer to replaced by their placeholders."""
     secrets = {os.environ[name]: f"${{env:{name}}}" for name in names(texts) if os.environ.get(name)}
@@ -44,7 +49,7 @@ def faults(settings: Mapping[str, str]) -> list[str]:
     for name, text in settings.items():
         if "${" in _PLACEHOLDER.sub("", text):
             found.append(f"{name} must refer to the environment as ${{env:NAME}}, got {text!r}")
-        elif _SECRET_NAME.search(name) and text and not _PLACEHOLDER.search(text):
+        elif is_secret(name) and text and not _PLACEHOLDER.search(text):
             found.append(
                 f"{name} holds a secret, which would be recorded with the campaign; write ${{env:NAME}} and set NAME"
             )

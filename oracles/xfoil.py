@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from oracles.base import Reference
 from oracles.calls import Answer, late, returned
 from oracles.errors import NotAccepted, OracleError
 from oracles.evaluation import Evaluation
@@ -85,6 +87,15 @@ class XfoilOracle:
         if designs.dim() != 2 or designs.shape[1] != N_PARAMETERS:
             raise OracleError(f"expected designs of shape (n, {N_PARAMETERS}), got {tuple(designs.shape)}")
         return returned([self._one(row) for row in designs.detach().cpu().double().numpy()])
+
+    def outline(self, design: Float[Tensor, "*design"]) -> Float[Tensor, "points 2"]:
+        """Return the airfoil as a closed curve in chords."""
+        curve = contour(design.detach().cpu().double().numpy(), _N_STATIONS)
+        return torch.from_numpy(np.concatenate([curve, curve[:1]]))
+
+    def references(self, n: int) -> Sequence[Reference]:  # noqa: ARG002
+        """Return no designs: to know the best real airfoils would take XFOIL some minutes."""
+        return ()
 
     def _one(self, design: Float[np.ndarray, " 18"]) -> Answer:
         if (reason := fault(design)) is not None:

@@ -23,7 +23,7 @@ from oracles.errors import NotAccepted, OracleError, Unanswered
 from oracles.evaluation import Evaluation
 from oracles.kulfan import surfaces
 from tests.contracts.oracle_contract import OracleContract
-from tests.oracles.test_airfoil import foils
+from tests.oracles.foils import foils
 
 ROOT = Path(__file__).parents[2]
 DESIGNS = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.0, 1.0], [2.0, 2.0]])

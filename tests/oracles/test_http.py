@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bbo.config.describe import describe_oracle
+from oracles import secrets
 from oracles.base import Keyed, Lookup
 from oracles.calls import Incomplete, call
 from oracles.errors import NotAccepted, OracleError, Unanswered
@@ -264,6 +265,7 @@ def test_a_lookup_out_of_reach_leaves_the_query_in_doubt(service):
         ({"url": "http://lab.example/x"}, "lab.example, which is not in allowed_hosts (localhost, 127.0.0.1"),
         ({"url": "http://127.0.0.1.evil.example/"}, "not in allowed_hosts"),
         ({"url": "http://127.0.0.1@evil.example/"}, "no name or password"),
+        ({"url": "http://localhost/?a=1&api_key=abc"}, "url holds a secret"),
         ({"url": "file:///etc/passwd"}, "must be an address"),
         ({"url": "http://"}, "must be an address"),
         ({"url": "http://localhost:x/"}, "is no address"),
@@ -298,6 +300,26 @@ def test_settings_that_are_refused(settings, said):
     with pytest.raises(OracleError) as refused:
         HttpOracle(**settings)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("Authorization", True),
+        ("X-Api-Key", True),
+        ("OPENAI_API_KEY", True),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("apitoken", True),
+        ("DB_PASSWORD", True),
+        ("Cookie", True),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("KEYBOARD", False),
+        ("Accept", False),
+        ("OMP_NUM_THREADS", False),
+    ],
+)
+def test_which_names_stand_for_secrets(name, is_secret):
+    assert secrets.is_secret(name) is is_secret
 
 
 def test_a_written_out_secret_is_refused_and_not_repeated():

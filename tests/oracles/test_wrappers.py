@@ -26,7 +26,7 @@ from oracles.evaluation import Evaluation
 from oracles.time_limit import TimeLimited
 from oracles.wrappers import Cached, Negated, Noisy, RateLimited, Retried, Wrapper
 from tests.contracts.oracle_contract import OracleContract
-from tests.oracles.test_airfoil import foils
+from tests.oracles.foils import foils
 from tests.oracles.test_command import is_alive, wait_for
 
 ROOT = Path(__file__).parents[2]

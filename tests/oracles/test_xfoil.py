@@ -12,7 +12,7 @@ from oracles.errors import NotAccepted, OracleError
 from oracles.evaluation import Evaluation
 from oracles.xfoil import XfoilOracle, judged
 from tests.contracts.oracle_contract import OracleContract
-from tests.oracles.test_airfoil import crossing, foils
+from tests.oracles.foils import crossing, foils
 
 needs_xfoil = pytest.mark.skipif(
     shutil.which("xfoil") is None, reason="xfoil is not installed (Debian: apt-get install xfoil)"
