@@ -108,6 +108,16 @@ def test_a_program_is_told_ids_designs_and_keys(tmp_path):
     assert "key" not in oracle.evaluate(DESIGNS[:1])[0].metadata["heard"]
 
 
+def test_a_design_that_json_cannot_say_fails_and_the_program_is_not_asked(tmp_path):
+    oracle = program(tmp_path, f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); say(id=ask['id'], value=a)")
+    designs = torch.tensor([[float("nan"), 1.0], [1.0, float("-inf")], [2.0, 3.0]])
+    first, second, third = oracle.evaluate(designs)
+    assert first.error == "number 1 of the design is nan"
+    assert second.error == "number 2 of the design is -inf"
+    assert third.outcomes == {"value": 2.0}
+    assert (tmp_path / "asked").read_text() == "x"
+
+
 def test_one_process_evaluates_a_call(tmp_path):
     answers = program(tmp_path, "say(id=ask['id'], value=0, pid=os.getpid())").evaluate(DESIGNS)
     assert len({a.metadata["pid"] for a in answers}) == 1
