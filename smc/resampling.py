@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from smc.noise import uniform
+
 
 @runtime_checkable
 class Resampling(Protocol):
@@ -25,17 +27,17 @@ class Resampling(Protocol):
 
 def systematic(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
     """One random offset an island, p evenly spaced points: counts differ from p·W by less than one."""
-    return _invert(log_w, _strata(log_w) + _rand((log_w.shape[0], 1), log_w, generator) / log_w.shape[1])
+    return invert(log_w, _strata(log_w) + uniform((log_w.shape[0], 1), log_w, generator) / log_w.shape[1])
 
 
 def stratified(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
     """One random point in each of p equal strata."""
-    return _invert(log_w, _strata(log_w) + _rand(tuple(log_w.shape), log_w, generator) / log_w.shape[1])
+    return invert(log_w, _strata(log_w) + uniform(tuple(log_w.shape), log_w, generator) / log_w.shape[1])
 
 
 def multinomial(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
     """p independent draws: the noisiest scheme, and the one that theorems are about."""
-    return _invert(log_w, _rand(tuple(log_w.shape), log_w, generator).sort(dim=1).values)
+    return invert(log_w, uniform(tuple(log_w.shape), log_w, generator).sort(dim=1).values)
 
 
 def _strata(log_w: Float[Tensor, "islands p"]) -> Float[Tensor, "1 p"]:
@@ -43,14 +45,8 @@ def _strata(log_w: Float[Tensor, "islands p"]) -> Float[Tensor, "1 p"]:
     return torch.arange(p, dtype=torch.float64, device=log_w.device)[None] / p
 
 
-def _rand(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Float[Tensor, "..."]:
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
-
-
-def _invert(
-    log_w: Float[Tensor, "islands p"], points: Float[Tensor, "islands p"]
-) -> Int[Tensor, "islands p"]:
-    """Return the first particle whose cumulative weight exceeds each point.
+def invert(log_w: Float[Tensor, "islands p"], points: Float[Tensor, "islands m"]) -> Int[Tensor, "islands m"]:
+    """Return for each point in [0, 1) the first particle whose cumulative weight exceeds it.
 
     Float64, and divided by its own last entry, so that the sum ends at 1 exactly: a float32 sum may end
     below a point. Particles of weight 0 add nothing to the sum and are never the first to exceed.
@@ -69,7 +65,7 @@ def residual(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Ten
     has_rest = n_sure < p
     rest = torch.where(has_rest, left, 1.0).log()  # where nothing is left the draws below go unused
     # Not sorted: only the last draws are used, and of sorted ones the last would be the largest.
-    drawn = _invert(rest - rest.logsumexp(1, keepdim=True), _rand((*log_w.shape,), log_w, generator))
+    drawn = invert(rest - rest.logsumexp(1, keepdim=True), uniform((*log_w.shape,), log_w, generator))
     places = torch.arange(p, device=log_w.device).expand_as(log_w)
     return torch.where(places < n_sure, _repeated(sure), drawn)
 
@@ -81,7 +77,7 @@ def ssp(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, 
     without bias, until one of the two is whole; the other goes on to the next pair.
     """
     counts, rest = _whole_and_rest(log_w)
-    u = _rand((*log_w.shape,), log_w, generator)
+    u = uniform((*log_w.shape,), log_w, generator)
     rows = torch.arange(log_w.shape[0], device=log_w.device)
     carrier = torch.zeros_like(rows)
     a = rest[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -10,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from smc import weights
+from smc.noise import uniform
+from smc.resampling import invert
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,35 @@ class Trace:
         stacked = {f.name: torch.stack([getattr(info, f.name) for info in infos]) for f in fields(StepInfo)}
         return cls(**stacked, n_bad_last=n_bad_last)
 
-    def describe_bad(self) -> str:
-        """Return in words how often and since when the log-potential was not finite."""
-        total = self.n_bad.sum(1)
-        first = total.nonzero()
-        if len(first) == 0:
-            return f"{int(self.n_bad_last.sum())} particles at clean data"
-        step = int(first[0, 0])
-        return f"{int(total[step])} particles at step {step} of {len(total)}, the first time, {int(total.sum())} in all"
+
+@dataclass(frozen=True)
+class Witness:
+    """One particle whose log-potential was not finite, if there was any: what an error shows."""
+
+    x0: Float[Tensor, "*event"]
+    value: Float[Tensor, ""]
+
+    @classmethod
+    def of(
+        cls, x0: Float[Tensor, "n *event"], value: Float[Tensor, " n"], is_bad: Bool[Tensor, " n"]
+    ) -> Witness:
+        """Return the first bad particle. Nothing is waited for: on a device this is two small reads."""
+        first = is_bad.int().argmax()
+        return cls(x0[first], value[first])
+
+
+def nobody_left(n_bad: Sequence[int], witnesses: Sequence[Witness], n: int) -> str:
+    """Return what to say when all n particles are dead; one count and one witness a step, clean data last."""
+    step = (
+        n_bad.index(n) if n in n_bad else next((i for i, count in enumerate(n_bad) if count), len(n_bad) - 1)
+    )
+    where = "at clean data" if step == len(n_bad) - 1 else f"at step {step} of {len(n_bad) - 1}"
+    x0 = witnesses[step].x0.flatten().tolist()
+    shown = ", ".join(f"{number:.4g}" for number in x0[:6]) + (", …" if len(x0) > 6 else "")
+    return (
+        f"no particle of {n} was left alive: {where} the log-potential of {n_bad[step]} of them was not finite; "
+        f"for x0 = [{shown}] it was {witnesses[step].value.item()}. Check it on prior samples"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,19 +114,32 @@ class SMCResult:
     trace: Trace
 
     def draw(self, generator: Generator, n_each: int = 1) -> Int[Tensor, "islands n_each"]:
-        """Return rows drawn by weight: `n_each` independent draws from every island."""
-        within = torch.multinomial(self.log_w.exp(), n_each, replacement=True, generator=generator)
-        return within + self._first_rows()
+        """Return rows drawn by weight: `n_each` independent draws from every island.
+
+        Islands are independent, so one draw from each makes a batch of independent designs. Every draw has the
+        bias of a population of p particles, which falls as 1/p.
+        """
+        points = uniform((len(self.log_w), n_each), self.log_w, generator)
+        return invert(self.log_w, points) + self._first_rows()
 
     def draw_pooled(self, generator: Generator, n: int) -> Int[Tensor, " n"]:
         """Return n rows drawn from all islands together, island i with probability ∝ exp(log_z_i).
 
-        Few particles bias the draws of an island on its own; pooled draws behave like those of one population
-        of islands × p particles.
+        The islands' own evidence mends the bias of few particles: pooled draws behave like those of one
+        population of islands × p particles. They are drawn systematically, each particle in ⌊n·W⌋ or ⌈n·W⌉ places,
+        in random order: right where a batch is to look like the target, wrong where its designs have to be
+        independent, since a good particle is drawn again and again.
         """
-        island = torch.multinomial(torch.softmax(self.log_z, 0), n, replacement=True, generator=generator)
-        within = torch.multinomial(self.log_w.exp()[island], 1, generator=generator)
-        return (within + self._first_rows()[island]).flatten()
+        pooled = torch.log_softmax((self.log_w.double() + self.log_z.double()[:, None]).flatten(), 0)
+        points = (torch.arange(n, device=pooled.device) + uniform((1,), pooled, generator)) / n
+        rows = invert(pooled[None], points[None])[0]
+        return rows[uniform((n,), pooled, generator).argsort()]
+
+    def evidence(self) -> tuple[float, float]:
+        """Return the log of the islands' mean Z, and its standard error; NaN for the error of one island."""
+        Z = torch.exp(self.log_z.double() - self.log_z.max())
+        relative_error = Z.std() / (Z.mean() * math.sqrt(len(Z)))  # of Z, so the error of log Z
+        return float(Z.mean().log() + self.log_z.max()), float(relative_error)
 
     def best(self) -> Int[Tensor, " islands"]:
         """Return the row of the highest log-potential in every island."""

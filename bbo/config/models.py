@@ -34,7 +34,9 @@ from bbo.steering import SteeredPrior
 from oracles.base import Oracle
 from oracles.evaluation import VALUE
 from smc.resampling import Resampling
+from smc.schedule import Spacing
 from smc.tempering import Tempering
+from smc.twist import Twist
 from surrogate.acquisition import Acquisition
 from surrogate.base import SurrogateModel
 from surrogate.feasibility import FeasibilityModel
@@ -45,6 +47,8 @@ KINDS: dict[Any, str] = {
     FeasibilityModel: "feasibility",
     Tempering: "tempering",
     Resampling: "resampling",
+    Twist: "twist",
+    Spacing: "spacing",
 }
 """Which protocol stands for which kind of registered part."""
 
@@ -179,8 +183,8 @@ def build(section: _Section, folder: Path) -> Any:
 def _value(value: Any, hint: Any, folder: Path) -> Any:
     if isinstance(value, _Section):
         return build(value, folder)
-    if hint is Resampling:
-        return resolve("resampling", value)
+    if hint in (Resampling, Spacing):  # registered functions, not constructors
+        return resolve(KINDS[hint], value)
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if isinstance(value, str) and any(map(_is_code, accepted)):
         return load_attribute(value, folder)
