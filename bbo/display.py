@@ -83,8 +83,8 @@ def print_status(ledger: Ledger) -> None:
     facts.add_row(
         "", f"{counts.sent} sent and awaited, {counts.in_doubt} in doubt, {counts.reserved} yet to send"
     )
-    facts.add_row("rounds", str(len(ledger.rounds())))
-    facts.add_row("best", _number(tables.best_value(ledger, objective)))
+    facts.add_row("rounds", str(ledger.n_rounds()))
+    facts.add_row("best", _number(ledger.best_value(objective)))
     console.print(facts)
     doubted = ledger.queries({QueryState.IN_DOUBT})
     for query in doubted[:N_IN_DOUBT_SHOWN]:

@@ -9,7 +9,7 @@ selects); reserving, paying and telling are the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bbo.ledger import Query
 from oracles.answers import as_evaluation
-from oracles.base import Oracle
+from oracles.base import Keyed, Oracle
 from oracles.evaluation import Evaluation
 
 if TYPE_CHECKING:
@@ -30,26 +30,35 @@ def run_round(campaign: Campaign, n: int) -> None:
     for group in _groups(queries, campaign.oracle.n_per_call):
         campaign.send(group)  # in the ledger before the money is spent
         with campaign.stage("oracle"):
-            evaluations = answers(campaign.oracle, campaign.designs(group))
+            evaluations = answers(campaign.oracle, campaign.designs(group), [query.key for query in group])
         campaign.tell_group(group, evaluations)
 
 
 def ask(campaign: Campaign, n: int) -> list[Query]:
-    """Return queries to pay for: those reserved before a crash come first, and are never sampled again."""
-    if waiting := campaign.reserved():
-        return waiting[:n]
+    """Return n queries to pay for: those reserved before a crash come first, and are never sampled again."""
+    waiting = campaign.reserved()[:n]
+    if len(waiting) == n:
+        return waiting
+    observed = campaign.observations()
     candidates = campaign.method.propose(
-        campaign.observations(), campaign.executor, n, seed=campaign.round_seed(), stage=campaign.stage
+        observed,
+        campaign.recalling(observed),
+        n - len(waiting),
+        seed=campaign.round_seed(),
+        stage=campaign.stage,
     )
-    return campaign.reserve(candidates)
+    return waiting + campaign.reserve(candidates)
 
 
-def answers(oracle: Oracle, designs: Float[Tensor, "n *design"]) -> list[Evaluation]:
+def answers(oracle: Oracle, designs: Float[Tensor, "n *design"], keys: Sequence[str]) -> list[Evaluation]:
     """Return one evaluation per design, whatever the oracle does: an oracle that breaks its contract for the
     group has spent the group's queries, so each of them fails with that reason.
     """
     try:
-        evaluations = list(oracle.evaluate(designs))
+        if isinstance(oracle, Keyed):
+            evaluations = list(oracle.evaluate_keyed(designs, keys))
+        else:
+            evaluations = list(oracle.evaluate(designs))
     except Exception as error:
         return [Evaluation.failed(f"{type(error).__name__}: {error}")] * len(designs)
     if len(evaluations) != len(designs):

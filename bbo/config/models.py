@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from bbo.config.registry import REGISTRY, resolve
+from bbo.config.secrets import revealed
 from bbo.config.user_code import load_attribute
 from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
@@ -57,6 +58,8 @@ class CampaignSection:
     seed: int = 0
     objective: str = VALUE
     in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+    database: str | None = None
+    """URL of a PostgreSQL database that holds the ledger's tables; None for a file in the directory."""
 
     def settings(self) -> Settings:
         """Return the settings, checked."""
@@ -155,6 +158,7 @@ def build(section: _Section, folder: Path) -> Any:
 def _value(value: Any, hint: Any, folder: Path) -> Any:
     if isinstance(value, _Section):
         return build(value, folder)
+    value = _revealed(value)
     if hint is Resampling:
         return resolve("resampling", value)
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -164,6 +168,15 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
         # An input that a constructor reads may be text; where something is written is a Path and nothing else.
         return folder / value if str in accepted else Path(value)
     return value
+
+
+def _revealed(value: Any) -> Any:
+    """Return the value with ${env:NAME} in its texts replaced."""
+    if isinstance(value, str):
+        return revealed(value)
+    if isinstance(value, dict):
+        return {key: _revealed(entry) for key, entry in value.items()}
+    return [_revealed(entry) for entry in value] if isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------- where a mistake is

@@ -43,6 +43,7 @@ class Plan:
     prior: Prior
     oracle: Oracle
     method: SteeredPrior
+    database: str | None = None
 
     def open(self, listener: Listener | None = None) -> Campaign:
         """Create or continue the campaign. Raises what `Campaign.open` raises."""
@@ -57,6 +58,7 @@ class Plan:
             seed=settings.seed,
             objective=settings.objective,
             in_doubt=settings.in_doubt,
+            database=self.database,
             listener=listener,
         )
 
@@ -78,7 +80,14 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     if mistakes:
         raise ConfigError("\n".join([f"{path}:", *mistakes]))
     section = parts["campaign"]
-    return Plan(section.directory, section.settings(), parts["prior"], parts["oracle"], parts["method"])
+    return Plan(
+        section.directory,
+        section.settings(),
+        parts["prior"],
+        parts["oracle"],
+        parts["method"],
+        section.database,
+    )
 
 
 def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:

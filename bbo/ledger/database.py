@@ -12,7 +12,7 @@ import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
-from bbo.errors import LedgerError
+from bbo.errors import LedgerError, StorageError
 from bbo.ledger.rules import create_rules
 from bbo.ledger.tables import SCHEMA_VERSION, meta, metadata
 
@@ -65,13 +65,13 @@ def engine_on(url: URL, connect_args: Mapping[str, object]) -> Engine:
 
 @contextmanager
 def transaction(engine: Engine, *, writes: bool = False) -> Iterator[Connection]:
-    """One transaction, rolled back when its block raises. What the database refuses is raised as LedgerError."""
+    """One transaction, rolled back when its block raises. What the database refuses is raised as StorageError."""
     try:
         with engine.connect().execution_options(writes=writes) as connection, connection.begin():
             yield connection
     except DBAPIError as error:
-        said = " ".join(str(error.orig).split())
-        raise LedgerError(
+        said = " ".join(str(error.orig).split())[:300]
+        raise StorageError(
             f"{PRODUCTS[engine.dialect.name]} cannot {'write' if writes else 'read'} {place(engine)}: {said}; "
             "see to the database and its disk, and run again"
         ) from error
