@@ -256,11 +256,10 @@ class Campaign:
     def observations(self) -> Observations:
         """Return everything that was answered, as features and outcomes, and what is under way."""
         answered = self.ledger.queries({QueryState.DONE, QueryState.FAILED})
-        open_ = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
-        pending = self.executor.encode(self.designs(open_)) if open_ else None
         if not answered:
             empty = torch.empty(0, dtype=torch.float64)
-            return Observations(torch.empty(0, 0), empty.bool(), empty, pending=pending)
+            return Observations(torch.empty(0, 0), empty.bool(), empty)
+        pending = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
         done = [q.evaluation for q in answered if q.evaluation is not None and q.evaluation.error is None]
         name = self.settings.objective
         noise = [e.noise_std.get(name) for e in done]
@@ -271,7 +270,7 @@ class Campaign:
             noise_std=torch.tensor([s for s in noise if s is not None], dtype=torch.float64)
             if done and all(s is not None for s in noise)
             else None,
-            pending=pending,
+            pending=self.executor.encode(self.designs(pending)) if pending else None,
         )
 
     def recalling(self, observed: Observations) -> Executor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pandas as pd
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bbo import tables
-from bbo.ledger import Ledger, QueryState
+from bbo.ledger import Ledger, Query, QueryState
 from bbo.progress import Listener, Progress
 
 N_IN_DOUBT_SHOWN = 20
@@ -83,15 +83,40 @@ def print_status(ledger: Ledger) -> None:
     facts.add_row(
         "", f"{counts.sent} sent and awaited, {counts.in_doubt} in doubt, {counts.reserved} yet to send"
     )
+    if counts.abandoned or counts.rejected:
+        facts.add_row("", f"{counts.abandoned} abandoned, {counts.rejected} rejected (not spent)")
+    if counts.given:
+        facts.add_row("given", f"{counts.given} measured elsewhere, not from this budget")
     facts.add_row("rounds", str(ledger.n_rounds()))
     facts.add_row("best", _number(ledger.best_value(objective)))
     console.print(facts)
     doubted = ledger.queries({QueryState.IN_DOUBT})
     for query in doubted[:N_IN_DOUBT_SHOWN]:
-        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(query.sent_at))
+        sent = _moment(query.sent_at)
         console.print(f"in doubt: query {query.id} of round {query.round}, sent {sent}, key {query.key}")
     if len(doubted) > N_IN_DOUBT_SHOWN:
         console.print(f"and {len(doubted) - N_IN_DOUBT_SHOWN} more in doubt")
+
+
+def print_awaited(queries: Sequence[Query]) -> None:
+    """Print the queries that have no answer yet."""
+    console = Console(highlight=False, markup=False)
+    if not queries:
+        console.print("no answer is awaited")
+    for query in queries:
+        what = "in doubt" if query.state is QueryState.IN_DOUBT else "awaited"
+        console.print(f"{what}: query {query.id} of round {query.round}, sent {_moment(query.sent_at)}")
+
+
+def print_story(lines: Sequence[tuple[str, str]]) -> None:
+    """Print what there is to say of one query."""
+    console = Console(highlight=False, markup=False)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right")
+    grid.add_column(overflow="fold")
+    for what, said in lines:
+        grid.add_row(Text(what), Text(said))
+    console.print(grid)
 
 
 def print_best(table: pd.DataFrame) -> None:
@@ -112,6 +137,10 @@ def print_best(table: pd.DataFrame) -> None:
             str(row["round"]),
         )
     console.print(shown_table)
+
+
+def _moment(seconds: float | None) -> str:
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _belief(mean: float, std: float) -> str:

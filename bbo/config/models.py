@@ -82,7 +82,7 @@ def campaign_file_model() -> type[BaseModel]:
         __config__=ConfigDict(extra="forbid"),
         campaign=(_section("campaign", CampaignSection), ...),
         prior=(_choice("prior"), ...),
-        oracle=(_choice("oracle"), ...),
+        oracle=(_choice("oracle") | None, None),  # without one, people are asked and tell
         method=(_section("method", SteeredPrior), Field(default_factory=_section("method", SteeredPrior))),
     )
 

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from bbo.campaign import Campaign
+from bbo.config.files import apply, read_file
 from bbo.config.hints import did_you_mean
 from bbo.config.models import CampaignSection, build, campaign_file_model, known_words
 from bbo.errors import BboError, ConfigError
+from bbo.opening import as_oracle
 from bbo.progress import Listener
 from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
@@ -68,13 +69,14 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
     Raises ConfigError with every mistake found, one a line, each with its path in the file.
     """
-    raw = _read(path)
+    raw = read_file(path)
     for override in overrides:
-        _apply(raw, override)
+        apply(raw, override)
     parts, mistakes = _built(raw, path.parent)
+    oracle = as_oracle(parts.get("oracle"))
     if not mistakes:
         try:
-            check_parts(parts["prior"], parts["oracle"], parts["campaign"].settings())
+            check_parts(parts["prior"], oracle, parts["campaign"].settings())
         except BboError as error:
             mistakes.append(f"  {error}")
     if mistakes:
@@ -84,7 +86,7 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         section.directory,
         section.settings(),
         parts["prior"],
-        parts["oracle"],
+        oracle,
         parts["method"],
         section.database,
     )
@@ -103,8 +105,11 @@ def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[s
     parts = {}
     for name in [name for name in model.model_fields if name not in bad]:
         try:
-            section: Any = model.model_fields[name].annotation
-            parts[name] = build(TypeAdapter(section).validate_python(raw.get(name, {})), folder)
+            field = model.model_fields[name]
+            section: Any = field.annotation
+            written = raw.get(name, field.get_default(call_default_factory=True))
+            checked = TypeAdapter(section).validate_python(written)
+            parts[name] = None if checked is None else build(checked, folder)
             if isinstance(parts[name], CampaignSection):
                 parts[name].settings()
         except (BboError, OracleError, SMCError, SurrogateError) as error:
@@ -112,60 +117,7 @@ def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[s
     return parts, mistakes
 
 
-# ------------------------------------------------------------------- reading
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without the trap that a key written twice silently counts once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.flatten_mapping(node)  # resolves merge keys (<<: *other)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise ConfigError(
-                f"line {node.start_mark.line + 1}: the key {twice!r} stands twice in one section"
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"cannot read {path}: it is not UTF-8 text") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path} must hold sections such as 'campaign:' and 'prior:', got {type(raw).__name__}"
-        )
-    return raw
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` in the raw file."""
-    keys, separator, value = override.partition("=")
-    path = keys.split(".")
-    if not separator or not all(path):
-        raise ConfigError(f"an override is written key.path=value, got {override!r}")
-    section: Any = raw
-    for key in path[:-1]:
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise ConfigError(f"{override!r}: {key!r} is a value, not a section")
-    try:
-        section[path[-1]] = yaml.load(value, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not YAML") from error
-
-
+# ------------------------------------------------------------------- mistakes
 def _lines(error: ValidationError) -> list[str]:
     """Return every mistake as a line with its path and, for a word that is almost right, a hint."""
     lines = []

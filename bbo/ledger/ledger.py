@@ -322,6 +322,11 @@ class Ledger:
         with self._read() as connection:
             return reading.read_events(connection, self._id)
 
+    def check(self, look: Callable[[Connection], list[str]]) -> list[str]:
+        """Return what `look` finds in the database (`bbo.ledger.audit`)."""
+        with self._read() as connection:
+            return look(connection)
+
     # ------------------------------------------------------------ within a transaction
     @contextmanager
     def _write(self) -> Iterator[Moment]:

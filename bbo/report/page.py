@@ -69,16 +69,20 @@ class ReportError(BboError):
 
 
 def write_report(
-    directory: str | Path, out: str | Path | None = None, gallery: Gallery | None = None
+    directory: str | Path,
+    out: str | Path | None = None,
+    gallery: Gallery | None = None,
+    database: str | None = None,
 ) -> Path:
     """Write the report of the campaign in `directory` and return its path: `out`, or DIRECTORY/report.html.
 
+    database: URL of the PostgreSQL database that holds its ledger; None for a file in the directory.
     gallery: how designs look; None for the built-in oracle that the config names, if it can draw.
 
     Raises CampaignError when there is no campaign, LedgerError when its ledger cannot be read, ReportError
     when the file cannot be written.
     """
-    with Ledger.open(Path(directory)) as ledger:
+    with Ledger.open(Path(directory), database) as ledger:
         page = _page(ledger, gallery)
     path = Path(directory) / "report.html" if out is None else Path(out)
     try:
