@@ -77,12 +77,13 @@ class _Section(BaseModel):
 @cache
 def campaign_file_model() -> type[BaseModel]:
     """Return the model of a whole campaign file."""
+    oracle: Any = _choice("oracle")
     return create_model(
         "CampaignFile",
         __config__=ConfigDict(extra="forbid"),
         campaign=(_section("campaign", CampaignSection), ...),
         prior=(_choice("prior"), ...),
-        oracle=(_choice("oracle") | None, None),  # without one, people are asked and tell
+        oracle=(oracle | None, None),  # without one, people are asked and tell
         method=(_section("method", SteeredPrior), Field(default_factory=_section("method", SteeredPrior))),
     )
 

@@ -102,7 +102,7 @@ def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[s
     except ValidationError as error:
         mistakes += _lines(error)
         bad = {str(mistake["loc"][0]) for mistake in error.errors()}
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in [name for name in model.model_fields if name not in bad]:
         try:
             field = model.model_fields[name]
@@ -110,8 +110,8 @@ def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[s
             written = raw.get(name, field.get_default(call_default_factory=True))
             checked = TypeAdapter(section).validate_python(written)
             parts[name] = None if checked is None else build(checked, folder)
-            if isinstance(parts[name], CampaignSection):
-                parts[name].settings()
+            if isinstance(campaign := parts[name], CampaignSection):
+                campaign.settings()
         except (BboError, OracleError, SMCError, SurrogateError) as error:
             mistakes.append(f"  {name}: {error}")
     return parts, mistakes
