@@ -151,9 +151,10 @@ class Ledger:
             with transaction(self._engine, writes=True) as connection:
                 campaign = tables.campaigns
                 grow = campaign.update().where(campaign.c.id == self._id).values(fence=campaign.c.fence + 1)
-                fence: int = connection.execute(grow.returning(campaign.c.fence)).scalar_one()
+                fence, budget = connection.execute(grow.returning(campaign.c.fence, campaign.c.budget)).one()
                 who = {"fence": fence, "pid": os.getpid(), "host": socket.gethostname()}
-                Moment(connection, self._id, fence, self._clock()).record("driven", {**who, **(about or {})})
+                moment = Moment(connection, self._id, fence, budget, self._clock())
+                moment.record("driven", {**who, **(about or {})})
         except BaseException:
             lease.release()
             raise
@@ -252,7 +253,7 @@ class Ledger:
         if budget >= 2**31:
             raise BudgetError(f"a budget must be below 2³¹ queries, got {budget}")
         with self._write() as moment:
-            before = moment.budget()
+            before = moment.budget
             if budget <= before:
                 raise BudgetError(
                     f"expected a budget above {before}, got {budget}; a budget is never lowered"
@@ -337,8 +338,8 @@ class Ledger:
         with transaction(self._engine, writes=True) as connection:
             ours = tables.campaigns.c.id == self._id
             # PostgreSQL lets one writer of a campaign through at a time; SQLite has locked the file already.
-            locked = select(tables.campaigns.c.fence).where(ours).with_for_update()
-            fence = connection.execute(locked).scalar_one()
+            columns = (tables.campaigns.c.fence, tables.campaigns.c.budget)
+            fence, budget = connection.execute(select(*columns).where(ours).with_for_update()).one()
             # The lease alone does not do: a file can be removed, a session cut off, and a file system may not
             # keep locks at all.
             if fence != self._held[1]:
@@ -346,7 +347,7 @@ class Ledger:
                     f"driver {fence} has taken over {self.directory} from this one, driver {self._held[1]}; "
                     "stop one of them, and keep the lock file while a driver runs"
                 )
-            yield Moment(connection, self._id, fence, self._clock())
+            yield Moment(connection, self._id, fence, budget, self._clock())
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:

@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import BigInteger, Connection, exists, literal, select
 
 from bbo.errors import BudgetError, LedgerError
 from bbo.ledger import tables
-from bbo.ledger.reading import read_counts, read_queries, read_states
+from bbo.ledger.reading import N_PER_STATEMENT, read_counts, read_queries, read_states
 from bbo.ledger.records import Query, RoundRecord
 from bbo.ledger.rows import as_json, evaluation_row, outcome_rows
 from bbo.ledger.tables import QueryState
@@ -38,12 +38,9 @@ class Moment:
     connection: Connection
     campaign_id: int
     fence: int
+    budget: int
+    """How many queries may be paid in all."""
     now: float
-
-    def budget(self) -> int:
-        """Return how many queries may be paid in all."""
-        ours = tables.campaigns.c.id == self.campaign_id
-        return int(self.connection.execute(select(tables.campaigns.c.budget).where(ours)).scalar_one())
 
     def record(self, kind: str, detail: Mapping[str, object]) -> None:
         """Write down an event."""
@@ -57,38 +54,46 @@ def reserve(
 ) -> list[Query]:
     """Write a round, its artifact and its queries; return those. Raises BudgetError when they do not fit."""
     connection, id_ = moment.connection, moment.campaign_id
-    budget, n = moment.budget(), read_counts(connection, id_).n
+    n = read_counts(connection, id_).n
     n_new = sum(not row.get("is_given") for row in rows)
-    if n + n_new > budget:
+    if n + n_new > moment.budget:
         raise BudgetError(
-            f"{n} of {budget} queries are taken, so {n_new} more do not fit; "
-            f"reserve at most {budget - n}, or raise the budget"
+            f"{n} of {moment.budget} queries are taken, so {n_new} more do not fit; "
+            f"reserve at most {moment.budget - n}, or raise the budget"
         )
     table = tables.rounds
     is_this = (table.c.campaign_id == id_) & (table.c.number == record.number)
     if connection.execute(select(table.c.number).where(is_this)).first() is not None:
         raise LedgerError(f"round {record.number} was reserved before; continue it, or reserve the next one")
-    blob = tables.artifacts
-    is_known = (blob.c.campaign_id == id_) & (blob.c.sha256 == record.artifact)
-    if connection.execute(select(blob.c.sha256).where(is_known)).first() is None:
-        named = {"campaign_id": id_, "sha256": record.artifact, "kind": kind}
-        connection.execute(blob.insert(), {**named, "n_bytes": n_bytes, "stored_at": moment.now})
+    _keep_artifact(moment, str(record.artifact), kind, n_bytes)
     written = {"number": record.number, "seed": record.seed, "summary": record.summary}
     connection.execute(
         table.insert(),
         {**written, "campaign_id": id_, "artifact": record.artifact, "fence": moment.fence},
     )
-    common = {"campaign_id": id_, "round": record.number, "artifact": record.artifact, "n_sent": 0}
-    defaults = {"reserved_at": moment.now, "state": QueryState.RESERVED, "is_given": False, "is_asked": False}
-    connection.execute(tables.queries.insert(), [{**defaults, **common, **row} for row in rows])
-    query = tables.queries.c
-    return read_queries(connection, query.campaign_id == id_, query.round == record.number)
+    common: dict[str, Any] = {"round": record.number, "artifact": record.artifact, "n_sent": 0}
+    common |= {"reserved_at": moment.now, "state": QueryState.RESERVED, "is_given": False, "is_asked": False}
+    complete: list[dict[str, Any]] = [{**common, **row} for row in rows]
+    insert = tables.queries.insert().returning(tables.queries.c.id, sort_by_parameter_order=True)
+    ids = connection.execute(insert, [{"campaign_id": id_, **row} for row in complete]).scalars()
+    fresh: dict[str, Any] = {"sent_at": None, "ended_at": None, "evaluation": None}
+    return [Query(id=number, **fresh, **row) for number, row in zip(ids, complete, strict=True)]
+
+
+def _keep_artifact(moment: Moment, sha256: str, kind: str, n_bytes: int) -> None:
+    """Write down what a blob is, unless that is known: the same bytes are the same blob."""
+    blob, id_ = tables.artifacts, moment.campaign_id
+    row: list[Any] = [literal(value) for value in (id_, sha256, kind)]
+    row += [literal(n_bytes, BigInteger), literal(moment.now)]
+    is_known = exists().where(blob.c.campaign_id == id_, blob.c.sha256 == sha256)
+    columns = [column.name for column in blob.columns]
+    moment.connection.execute(blob.insert().from_select(columns, select(*row).where(~is_known)))
 
 
 def send(moment: Moment, ids: Sequence[int], *, is_asked: bool) -> None:
     """Write down that the oracle, or somebody, is about to be asked."""
-    _check(moment, ids, "sent", (QueryState.RESERVED,))
     values = {"sent_at": moment.now, "n_sent": tables.queries.c.n_sent + 1, "is_asked": is_asked}
+    _check(moment, ids, "sent", (QueryState.RESERVED,))
     _move(moment, ids, QueryState.SENT, **values)
 
 
@@ -165,6 +170,7 @@ def _check(moment: Moment, ids: Sequence[int], verb: str, allowed: Collection[Qu
 
 
 def _move(moment: Moment, ids: Sequence[int], state: QueryState, **values: Any) -> None:
-    if ids:
-        one = tables.queries.update().where(tables.queries.c.id == bindparam("query_id"))
-        moment.connection.execute(one.values(state=state, **values), [{"query_id": query} for query in ids])
+    column = tables.queries.c
+    for start in range(0, len(ids), N_PER_STATEMENT):
+        some = column.id.in_(ids[start : start + N_PER_STATEMENT])
+        moment.connection.execute(tables.queries.update().where(some).values(state=state, **values))
