@@ -151,6 +151,7 @@ class Campaign:
                 self._show(seconds={}, last=(), n_in_round=n)
                 run_round(self, n)
                 self._check_any_outcome()
+            forget(self.ledger.directory / STAGES)  # of a driver that was killed just after it had reserved
         except BaseException:
             with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
                 self.ledger.doubt_sent()  # nobody will answer them any more
