@@ -97,9 +97,10 @@ def best(
     """Show the best designs so far."""
     from bbo import tables
     from bbo.display import print_best
+    from bbo.objective import objective_of
 
     with ledger_of(campaign) as ledger:
-        table = tables.best(ledger, tables.objective_of(ledger), n)
+        table = tables.best(ledger, objective_of(ledger), n)
         directory = ledger.directory
     if export is not None:
         export = directory / "best.csv" if str(export) == "csv" else export

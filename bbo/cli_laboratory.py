@@ -53,6 +53,7 @@ def ask(
     """Write designs to be evaluated by people; they count as sent."""
     from bbo.config.plan import load_plan
     from bbo.errors import ConfigError
+    from bbo.exchange.folder import writer_of
 
     if config.is_dir():
         raise ConfigError(
@@ -61,6 +62,8 @@ def ask(
         )
     _refuse_existing(out)
     plan = load_plan(config, overrides or [])
+    if out.suffix != ".csv":
+        writer_of(plan.oracle, tuple(plan.prior.design_shape))  # before anything is asked
     with plan.open() as campaign:
         asked = campaign.ask(n)
         _write(out, asked, plan.oracle, plan.settings.objective)
@@ -76,9 +79,10 @@ def pending(
     ] = None,
 ) -> None:
     """Show which designs have no answer yet."""
-    from bbo import desk, tables
+    from bbo import desk
     from bbo.display import print_awaited
     from bbo.exchange.plates import write_plate
+    from bbo.objective import objective_of
 
     if out is not None:
         _refuse_existing(out)
@@ -87,7 +91,7 @@ def pending(
         if out is None:
             print_awaited(awaited)
         else:
-            write_plate(out, desk.as_asked(ledger, awaited), tables.objective_of(ledger))
+            write_plate(out, desk.as_asked(ledger, awaited), objective_of(ledger))
             typer.echo(f"{len(awaited)} designs to evaluate: {out}")
 
 
@@ -126,9 +130,10 @@ def edit(
     why: Why = "",
 ) -> None:
     """Replace designs by those of a table in which they were changed, before they are evaluated."""
-    from bbo import desk, tables
+    from bbo import desk
     from bbo.exchange.plates import write_plate
     from bbo.exchange.telling import edit_plate
+    from bbo.objective import objective_of
 
     if out is not None:
         _refuse_existing(out)
@@ -136,7 +141,7 @@ def edit(
         ledger.drive()
         edited = edit_plate(ledger, table, why)
         if out is not None:
-            write_plate(out, desk.as_asked(ledger, list(edited.values())), tables.objective_of(ledger))
+            write_plate(out, desk.as_asked(ledger, list(edited.values())), objective_of(ledger))
     for old, query in edited.items():
         typer.echo(f"query {old} is now query {query.id}")
     typer.echo(f"{len(edited)} designs edited; tell them under the new numbers")
@@ -173,8 +178,8 @@ def resolve(
     failed: Annotated[str | None, typer.Option(help="It failed, and why.", show_default=False)] = None,
 ) -> None:
     """Decide what became of queries in doubt."""
-    from bbo import tables
     from bbo.errors import ConfigError
+    from bbo.objective import objective_of
     from oracles.evaluation import Evaluation
 
     if sum((retry, spent, value is not None, failed is not None)) != 1:
@@ -187,7 +192,7 @@ def resolve(
             ledger.abandon(queries, "decided by hand")
         else:
             answer = (
-                Evaluation({tables.objective_of(ledger): value})
+                Evaluation({objective_of(ledger): value})
                 if value is not None
                 else Evaluation.failed(failed or "")
             )

@@ -21,6 +21,7 @@ from bbo import tables
 from bbo.config.secrets import Secret, redacted
 from bbo.errors import CampaignError, LedgerError, StorageError
 from bbo.ledger import Ledger, Proposal, Query, QueryState
+from bbo.objective import objective_of
 from oracles.evaluation import Evaluation
 
 
@@ -62,7 +63,7 @@ def tell(
     An answer without the outcome that is maximised is a failed one. Raises LedgerError as `Ledger.tell` does;
     where the database cannot be written, with the answers in it, because they were paid for.
     """
-    objective = tables.objective_of(ledger)
+    objective = objective_of(ledger)
     told = {id_: redacted(_with_objective(answer, objective), secrets) for id_, answer in answers.items()}
     try:
         ledger.tell(told)
@@ -88,7 +89,7 @@ def give(
     finite = torch.isfinite(designs.reshape(len(designs), math.prod(shape))).all(1)
     if not finite.all():
         raise CampaignError(f"design {int((~finite).nonzero()[0])} has numbers that are not finite")
-    objective = tables.objective_of(ledger)
+    objective = objective_of(ledger)
     answers = [_with_objective(evaluation, objective) for evaluation in evaluations]
     names = [_name(design, answer) for design, answer in zip(designs, answers, strict=True)]
     taken = ledger.keys(names)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -14,9 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bbo import tables
 from bbo.ledger import Ledger, Query, QueryState
+from bbo.objective import objective_of
 from bbo.progress import Listener, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes half a second, which `bbo status` does not have
 
 N_IN_DOUBT_SHOWN = 20
 
@@ -74,7 +78,7 @@ def _panel(progress: Progress, batch_size: int) -> RenderableType:
 def print_status(ledger: Ledger) -> None:
     """Print how far a campaign is, and every query in doubt."""
     console = Console(highlight=False, markup=False)
-    counts, objective = ledger.counts(), tables.objective_of(ledger)
+    counts, objective = ledger.counts(), objective_of(ledger)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", justify="right")
     facts.add_row("campaign", str(ledger.directory))
@@ -132,7 +136,7 @@ def print_best(table: pd.DataFrame) -> None:
         shown_table.add_row(
             str(rank),
             _number(row["value"]),
-            _belief(row["predicted_mean"], row["predicted_std"]),
+            _belief(row["predicted_mean"] or math.nan, row["predicted_std"]),
             str(row["query"]),
             str(row["round"]),
         )
@@ -144,7 +148,7 @@ def _moment(seconds: float | None) -> str:
 
 
 def _belief(mean: float, std: float) -> str:
-    return "-" if pd.isna(mean) else f"{_number(mean)} ± {_number(std)}"
+    return "-" if math.isnan(mean) else f"{_number(mean)} ± {_number(std)}"
 
 
 def _number(value: float | None) -> str:

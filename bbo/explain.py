@@ -61,7 +61,7 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
     source = told.pop("from", None)
     yield "from", _SOURCES.get(str(source), str(source))
     if told:
-        yield "lineage", ", ".join(f"{name} {value}" for name, value in told.items())
+        yield "lineage", ", ".join(f"{name} {_short(value)}" for name, value in told.items())
     record = next(record for record in ledger.rounds() if record.number == query.round)
     if source in ("prior", "target"):
         yield "round seed", f"{record.seed}, of campaign seed {_setting(ledger, 'campaign', 'seed')}"
@@ -108,6 +108,10 @@ def _events(ledger: Ledger, query: Query) -> Iterator[Line]:
         if isinstance(queries, list) and query.id in queries:
             why = event.detail.get("why")
             yield event.kind, _moment(event.at) + (f": {why}" if why else "")
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _setting(ledger: Ledger, section: str, name: str) -> object:

@@ -5,8 +5,7 @@ Reads the ledger only, so it works while another process drives the campaign. Ne
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors.numpy import load
 
 from bbo.errors import BlobError
 from bbo.ledger import Ledger, Query, QueryState
+from bbo.objective import value_of
 
 
 def history(ledger: Ledger, objective: str) -> pd.DataFrame:
@@ -59,18 +59,6 @@ def coordinates(designs: np.ndarray) -> pd.DataFrame:
     """Return designs as a table, one column for every number of a design: x0, x1, …"""
     flat = designs.reshape(len(designs), -1)
     return pd.DataFrame(flat, columns=[f"x{i}" for i in range(flat.shape[1])])
-
-
-def objective_of(ledger: Ledger) -> str:
-    """Return the name of the outcome that the campaign maximises."""
-    settings: Any = ledger.config["campaign"]
-    return str(settings["objective"])
-
-
-def value_of(query: Query, objective: str) -> float:
-    """Return the objective of a query, NaN where it has none."""
-    outcomes: Mapping[str, float] = {} if query.evaluation is None else query.evaluation.outcomes
-    return outcomes.get(objective, math.nan)
 
 
 def _row(query: Query, objective: str) -> dict[str, Any]:

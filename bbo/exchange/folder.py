@@ -31,7 +31,7 @@ def write_folder(folder: Path, asked: Sequence[Asked], oracle: Oracle, objective
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} has files in it already; name a folder that is new or empty")
-    suffix, write = _writer(oracle, asked[0].design.shape if asked else ())
+    suffix, write = writer_of(oracle, asked[0].design.shape if asked else ())
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"query-{item.id}{suffix}" for item in asked]
     for name, item in zip(names, asked, strict=True):
@@ -39,8 +39,11 @@ def write_folder(folder: Path, asked: Sequence[Asked], oracle: Oracle, objective
     write_plate(folder / TABLE, asked, objective, names)
 
 
-def _writer(oracle: Oracle, shape: tuple[int, ...]) -> tuple[str, WriteOne]:
-    """Return how the files' names end, and what writes one."""
+def writer_of(oracle: Oracle, shape: tuple[int, ...]) -> tuple[str, WriteOne]:
+    """Return how the files' names end, and what writes one.
+
+    Raises ConfigError for designs that no file format is known for.
+    """
     if isinstance(oracle, Writer):
         return oracle.suffix, lambda design, path: oracle.write_design(torch.from_numpy(design), path)
     if isinstance(oracle, Gallery):

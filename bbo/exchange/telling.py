@@ -16,6 +16,7 @@ from bbo import desk, tables
 from bbo.errors import ConfigError
 from bbo.exchange.plates import Row, answers_of, given_of, read_plate
 from bbo.ledger import Ledger, Query, QueryState
+from bbo.objective import objective_of
 from oracles.evaluation import Evaluation
 
 
@@ -37,7 +38,7 @@ def tell_plate(ledger: Ledger, path: Path) -> Told:
     Raises ConfigError with every mistake: no such query, another campaign's, another design than was asked for, an
     answer that differs from the one told before.
     """
-    rows = read_plate(path, tables.objective_of(ledger))
+    rows = read_plate(path, objective_of(ledger))
     queries, _ = _checked(ledger, path, rows, allow_edits=False)
     answers = answers_of(rows)
     before = [id_ for id_ in answers if queries[id_].evaluation is not None]
@@ -58,7 +59,7 @@ def tell_given(ledger: Ledger, path: Path) -> tuple[int, int]:
 
     Raises ConfigError when the table has no designs, CampaignError when they have another shape.
     """
-    rows = read_plate(path, tables.objective_of(ledger))
+    rows = read_plate(path, objective_of(ledger))
     _refuse(
         path,
         [
@@ -82,7 +83,7 @@ def edit_plate(ledger: Ledger, path: Path, why: str) -> dict[int, Query]:
 
     Raises ConfigError as `tell_plate` does, LedgerError when something may have been paid for an old one.
     """
-    rows = read_plate(path, tables.objective_of(ledger))
+    rows = read_plate(path, objective_of(ledger))
     _, designs = _checked(ledger, path, rows, allow_edits=True)
     edited: dict[int, Query] = {}
     for row in rows:

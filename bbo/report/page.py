@@ -153,7 +153,9 @@ def _spent(account: Account) -> str:
     word = "Finished" if account.n_paid >= account.budget else "Unfinished"
     return (
         f"{word}: {account.n_paid} of {account.budget} queries spent, {n_failed} failed, {n_doubt} in doubt"
+        + (f", {n_abandoned} abandoned" if (n_abandoned := account.n(QueryState.ABANDONED)) else "")
         + (f", {n_open} waiting for an answer" if n_open else "")
+        + (f"; {len(account.given)} measured elsewhere" if account.given else "")
     )
 
 
@@ -286,8 +288,9 @@ def _doubts(account: Account) -> str:
         "paid, so they count as spent, and nothing sends them again by itself."
     )
     how = (
-        "<p>With the answer in hand: <code>campaign.tell(QUERY, value)</code>. To ask again, and perhaps pay "
-        "twice: <code>campaign.ledger.retry([QUERY])</code>, then <code>campaign.run()</code>.</p>"
+        "<p><code>bbo resolve CAMPAIGN QUERY</code> decides: <code>--value</code> or <code>--failed</code> with the "
+        "answer in hand, <code>--spent</code> when none will come, <code>--retry</code> to ask again, and perhaps "
+        "pay twice.</p>"
     )
     rows = [[q.key, str(q.id), str(q.round), moment(q.sent_at), str(q.n_sent)] for q in doubted]
     header = ["key", "query", "round", "last sent", "times sent"]
