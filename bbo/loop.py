@@ -12,13 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
-from torch import Tensor
-
 from bbo.ledger import Query
-from oracles.base import Oracle
 from oracles.calls import call
-from oracles.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from bbo.campaign import Campaign
@@ -30,26 +25,24 @@ def run_round(campaign: Campaign, n: int) -> None:
     for group in _groups(queries, campaign.oracle.n_per_call):
         campaign.send(group)  # in the ledger before the money is spent
         with campaign.stage("oracle"):
-            evaluations = answers(campaign.oracle, campaign.designs(group))
-        campaign.tell_group(group, evaluations)
+            answers = call(campaign.oracle, campaign.designs(group), [query.key for query in group])
+        campaign.tell_group(group, answers)
 
 
 def ask(campaign: Campaign, n: int) -> list[Query]:
-    """Return queries to pay for: those reserved before a crash come first, and are never sampled again."""
-    if waiting := campaign.reserved():
-        return waiting[:n]
+    """Return n queries to pay for: those reserved before a crash come first, and are never sampled again."""
+    waiting = campaign.reserved()[:n]
+    if len(waiting) == n:
+        return waiting
+    observed = campaign.observations()
     candidates = campaign.method.propose(
-        campaign.observations(), campaign.executor, n, seed=campaign.round_seed(), stage=campaign.stage
+        observed,
+        campaign.recalling(observed),
+        n - len(waiting),
+        seed=campaign.round_seed(),
+        stage=campaign.stage,
     )
-    return campaign.reserve(candidates)
-
-
-def answers(oracle: Oracle, designs: Float[Tensor, "n *design"]) -> list[Evaluation]:
-    """Return one evaluation per design, whatever the oracle does. Where it gives none, the query has failed."""
-    return [
-        answer if isinstance(answer, Evaluation) else Evaluation.failed(f"{type(answer).__name__}: {answer}")
-        for answer in call(oracle, designs)
-    ]
+    return waiting + campaign.reserve(candidates)
 
 
 def _groups(queries: list[Query], size: int | None) -> Iterator[list[Query]]:

@@ -25,6 +25,9 @@ class Observations:
     y: Float[Tensor, " feasible"]
     """The objective of the feasible rows, in their order."""
     noise_std: Float[Tensor, " feasible"] | None = None
+    pending: Float[Tensor, "m d"] | None = None
+    """Features of designs that are being evaluated, or may have been: nothing is known of them yet, and nobody
+    needs them proposed again. None where there are none."""
 
     def standardised(self) -> tuple[Dataset, float, float]:
         """Return the feasible rows with outcomes of mean 0 and std 1, and the mean and std they had.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from functools import cache
@@ -28,6 +28,7 @@ from pydantic import (
 
 from bbo.config.plugins import Plugin
 from bbo.config.registry import REGISTRY, resolve
+from bbo.config.secrets import revealed
 from bbo.config.user_code import load_attribute
 from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
@@ -63,6 +64,8 @@ class CampaignSection:
     seed: int = 0
     objective: str = VALUE
     in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+    database: str | None = None
+    """URL of a PostgreSQL database that holds the ledger's tables; None for a file in the directory."""
 
     def settings(self) -> Settings:
         """Return the settings, checked."""
@@ -84,13 +87,13 @@ class _Section(BaseModel):
 @cache
 def campaign_file_model(plugins: tuple[Plugin, ...] = ()) -> type[BaseModel]:
     """Return the model of a whole campaign file; an oracle may also be one of these plug-ins."""
-    method = _section("method", SteeredPrior)
+    oracle, method = _oracles(plugins), _section("method", SteeredPrior)
     return create_model(
         "CampaignFile",
         __config__=ConfigDict(extra="forbid"),
         campaign=(_section("campaign", CampaignSection), ...),
         prior=(_choice("prior"), ...),
-        oracle=(_oracles(plugins), ...),
+        oracle=(oracle | None, None),  # without one, people are asked and tell
         method=(method, Field(default_factory=method)),
     )
 
@@ -186,12 +189,25 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
     if hint in (Resampling, Spacing):  # registered functions, not constructors
         return resolve(KINDS[hint], value)
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if (
+        Mapping[str, str] not in accepted
+    ):  # headers and the like: an oracle looks theirs up each time it sends them
+        value = _revealed(value)
     if isinstance(value, str) and any(map(_is_code, accepted)):
         return load_attribute(value, folder)
     if isinstance(value, str) and Path in accepted:
         # An input that a constructor reads may be text; where something is written is a Path and nothing else.
         return folder / value if str in accepted else Path(value)
     return value
+
+
+def _revealed(value: Any) -> Any:
+    """Return the value with ${env:NAME} in its texts replaced."""
+    if isinstance(value, str):
+        return revealed(value)
+    if isinstance(value, dict):
+        return {key: _revealed(entry) for key, entry in value.items()}
+    return [_revealed(entry) for entry in value] if isinstance(value, list) else value
 
 
 # ------------------------------------------------------------------- where a mistake is
