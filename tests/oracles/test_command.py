@@ -109,7 +109,9 @@ def test_a_program_is_told_ids_designs_and_keys(tmp_path):
 
 
 def test_a_design_that_json_cannot_say_fails_and_the_program_is_not_asked(tmp_path):
-    oracle = program(tmp_path, f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); say(id=ask['id'], value=a)")
+    oracle = program(
+        tmp_path, f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); say(id=ask['id'], value=a)"
+    )
     designs = torch.tensor([[float("nan"), 1.0], [1.0, float("-inf")], [2.0, 3.0]])
     first, second, third = oracle.evaluate(designs)
     assert first.error == "number 1 of the design is nan"
