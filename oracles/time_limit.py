@@ -114,8 +114,6 @@ def _stop(child: multiprocessing.process.BaseProcess) -> None:
     if child.exitcode is None:
         child.terminate()
         child.join(processes.GRACE_S)
-    if child.exitcode is None:
-        child.kill()
     if child.pid is not None:
         with suppress(ProcessLookupError, PermissionError):  # nothing is left
             os.killpg(child.pid, signal.SIGKILL)

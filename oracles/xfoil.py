@@ -38,7 +38,7 @@ _CONVERGED = 1e-4
 _STEP = re.compile(r"^\s*\d+\s+rms:\s*(\S+)", re.MULTILINE)
 _LIFT = re.compile(r"\bCL =\s*(\S+)")
 _DRAG = re.compile(r"\bCD =\s*(\S+)")
-_WHOLE_OUTPUT = {"GFORTRAN_UNBUFFERED_ALL": "y"}  # else what it printed dies with it
+_WHOLE_OUTPUT = {"GFORTRAN_UNBUFFERED_ALL": "y"}  # or what it printed may die with it, in a buffer
 
 
 @dataclass(frozen=True)

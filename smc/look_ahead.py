@@ -5,16 +5,18 @@ Both are called here and nowhere else: in chunks, with one backward pass a chunk
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from smc.errors import SamplerError
 from smc.prior import Denoised, Prior
+from smc.rows import overwritten, per_row, row_sum
 from smc.twist import Outlook, Twist
 
 
@@ -39,17 +41,33 @@ class LookAhead:
     """The twist: what the log-potential is worth at x_t; -inf where it was not finite."""
     grad: Float[Tensor, "n *event"] | None
     """Gradient of the twist in x_t, zero where something was not finite; None where none was asked for."""
-    value: Float[Tensor, " n"]
-    """What the log-potential answered to the clean estimates, finite or not."""
-    is_bad: Bool[Tensor, " n"]
-    """Particles whose log-potential or gradient was not finite."""
 
-    def take(self, rows: Int[Tensor, " m"]) -> LookAhead:
-        """Return what is known of the particles `rows`, in that order."""
-        grad = None if self.grad is None else self.grad[rows]
-        return LookAhead(
-            self.denoised.take(rows), self.log_psi[rows], grad, self.value[rows], self.is_bad[rows]
-        )
+    def overwritten(self, target: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> LookAhead:
+        """Return what is known once the particles `target` have become copies of `source`."""
+        grad = None if self.grad is None else overwritten(self.grad, target, source)
+        log_psi = overwritten(self.log_psi, target, source)
+        return LookAhead(self.denoised.overwritten(target, source), log_psi, grad)
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """Where something was not finite, and one example to show."""
+
+    is_bad: Bool[Tensor, " n"]
+    """Particles whose log-potential, twist or gradient was not finite."""
+    x0: Float[Tensor, "*event"]
+    """Clean estimate of the first of them."""
+    value: Float[Tensor, ""]
+    """What the log-potential answered to it."""
+
+    @classmethod
+    def among(
+        cls, x0: Float[Tensor, "n *event"], value: Float[Tensor, " n"], is_bad: Bool[Tensor, " n"]
+    ) -> NotFinite:
+        """Return the bad particles with the first of them; nothing waits for the device."""
+        first = is_bad.byte().argmax(keepdim=True)
+        # Copies: an index with a number would wait for it, and its views would keep every step's x0 in memory.
+        return cls(is_bad, x0.index_select(0, first)[0], value.index_select(0, first)[0])
 
 
 def look_ahead(
@@ -60,15 +78,59 @@ def look_ahead(
     t: int,
     twist: Twist | None,
     max_batch: int | None,
-) -> LookAhead:
-    """Return the clean estimates, their twist and its gradient in x.
+) -> tuple[LookAhead, NotFinite]:
+    """Return the clean estimates, their twist and its gradient in x; and what of them was not finite.
 
-    Without a twist no gradient is paid for, and the twist is the log-potential of the clean estimate.
+    Without a twist no gradient is paid for, and the log-potential of the clean estimate stands in for it. So it does,
+    without guidance, where a twist is not finite: weights account for any twist and any proposal.
     """
-    parts = [
-        _glimpse(prior, log_potential, x[rows], island[rows], t, twist) for rows in chunks(len(x), max_batch)
-    ]
-    return parts[0] if len(parts) == 1 else _joined(parts)
+    denoised, value, grads = _estimates(
+        prior, log_potential, x, island, t, max_batch, is_guided=twist is not None
+    )
+    if twist is None or grads is None:
+        not_finite = NotFinite.among(denoised.x0, value, ~torch.isfinite(value))
+        return LookAhead(denoised, buried(value), None), not_finite
+    ask = partial(clean_values, log_potential, island=island, max_batch=max_batch)
+    with torch.no_grad():
+        log_psi, share = twist(Outlook(denoised, ask, value, *grads))
+    grad = per_row(share, grads[1]) * grads[1]
+    is_bad = ~torch.isfinite(log_psi + row_sum(grad))
+    not_finite = NotFinite.among(denoised.x0, value, is_bad)
+    return LookAhead(
+        denoised, buried(torch.where(is_bad, value, log_psi)), grad.masked_fill(per_row(is_bad, grad), 0.0)
+    ), not_finite
+
+
+def _estimates(
+    prior: Prior,
+    log_potential: LogPotential,
+    x: Float[Tensor, "n *event"],
+    island: Int[Tensor, " n"],
+    t: int,
+    max_batch: int | None,
+    *,
+    is_guided: bool,
+) -> tuple[Denoised, Float[Tensor, " n"], tuple[Tensor, Tensor] | None]:
+    """Return the clean estimates, their log-potential and, where guided, its gradients in x0 and in x."""
+    parts, values, grads = [], [], []
+    for rows in chunks(len(x), max_batch):
+        with torch.set_grad_enabled(is_guided):
+            x_t = x[rows].detach().requires_grad_(is_guided)
+            denoised = prior.denoise(x_t, t)
+            value = checked(log_potential(denoised.x0, island[rows]), len(x_t))
+            if is_guided and not value.requires_grad:
+                raise SamplerError(
+                    "guidance needs a log-potential that is differentiable in x0, but this one has no gradient; "
+                    "set guidance=None to propose from the prior alone"
+                )
+            if is_guided:
+                grads.append(torch.autograd.grad(value.sum(), (denoised.x0, x_t), materialize_grads=True))
+        parts.append(denoised)
+        values.append(value.detach())
+    x0 = joined([part.x0.detach() for part in parts])
+    denoised = replace(parts[0], x0=x0, eps=joined([part.eps.detach() for part in parts]))
+    both = (joined([g for g, _ in grads]), joined([g for _, g in grads])) if is_guided else None
+    return denoised, joined(values), both
 
 
 def clean_values(
@@ -77,9 +139,9 @@ def clean_values(
     island: Int[Tensor, " n"],
     max_batch: int | None,
 ) -> Float[Tensor, " n"]:
-    """Return the log-potential of clean latents as it answers, finite or not."""
+    """Return the log-potential of clean latents as it answers, finite or not, without a gradient."""
     with torch.no_grad():
-        return torch.cat(
+        return joined(
             [
                 checked(log_potential(x0[rows], island[rows]), len(x0[rows]))
                 for rows in chunks(len(x0), max_batch)
@@ -89,7 +151,7 @@ def clean_values(
 
 def buried(log_potential: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Return the log-potential with -inf, the death of a particle, where it is not finite."""
-    return torch.where(torch.isfinite(log_potential), log_potential, -torch.inf)
+    return log_potential.masked_fill(~torch.isfinite(log_potential), -torch.inf)
 
 
 def checked(log_potential: Tensor, n: int) -> Float[Tensor, " n"]:
@@ -109,68 +171,6 @@ def chunks(n: int, max_batch: int | None) -> Iterator[slice]:
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 
-def _glimpse(
-    prior: Prior,
-    log_potential: LogPotential,
-    x: Float[Tensor, "n *event"],
-    island: Int[Tensor, " n"],
-    t: int,
-    twist: Twist | None,
-) -> LookAhead:
-    """Look ahead for one chunk."""
-    x = x.detach().requires_grad_(twist is not None)
-    with torch.set_grad_enabled(twist is not None):
-        denoised = prior.denoise(x, t)
-        value = checked(log_potential(denoised.x0, island), len(x))
-    if twist is None:
-        return LookAhead(denoised, buried(value), None, value, ~torch.isfinite(value))
-    if not value.requires_grad:
-        raise SamplerError(
-            "guidance needs a log-potential that is differentiable in x0, but this one has no gradient; "
-            "set guidance=None to propose from the prior alone"
-        )
-    grad_x0, grad_x = torch.autograd.grad(value.sum(), (denoised.x0, x), materialize_grads=True)
-    value, denoised = value.detach(), denoised.detach()
-    outlook = Outlook(
-        denoised, lambda x0: checked(log_potential(x0, island), len(x0)), value, grad_x0, grad_x
-    )
-    with torch.no_grad():
-        return _twisted(twist, outlook)
-
-
-def _twisted(twist: Twist, at: Outlook) -> LookAhead:
-    """Return the look-ahead with a twist. Where the twist is not finite, the log-potential itself stands in and
-    nothing guides: weights account for any twist and any proposal, and the particle is counted.
-    """
-    log_psi, share = twist(at)
-    grad = per_row(share, at.grad_x) * at.grad_x
-    is_bad = ~(torch.isfinite(log_psi) & torch.isfinite(grad).flatten(1).all(1))
-    return LookAhead(
-        at.denoised,
-        buried(torch.where(is_bad, at.value, log_psi)),
-        torch.where(per_row(is_bad, grad), 0.0, grad),
-        at.value,
-        is_bad,
-    )
-
-
-def per_row(numbers: Shaped[Tensor, " n"], like: Tensor) -> Shaped[Tensor, "n *ones"]:
-    """Return one number a row, shaped to be multiplied with rows of any shape."""
-    return numbers.view(-1, *[1] * (like.dim() - 1))
-
-
-def _joined(parts: Sequence[LookAhead]) -> LookAhead:
-    """Return the chunks' look-aheads as one."""
-    grads = [part.grad for part in parts if part.grad is not None]
-    denoised = replace(
-        parts[0].denoised,
-        x0=torch.cat([part.denoised.x0 for part in parts]),
-        eps=torch.cat([part.denoised.eps for part in parts]),
-    )
-    return LookAhead(
-        denoised,
-        torch.cat([part.log_psi for part in parts]),
-        torch.cat(grads) if grads else None,
-        torch.cat([part.value for part in parts]),
-        torch.cat([part.is_bad for part in parts]),
-    )
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return the chunks' rows as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -15,6 +15,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from smc.rows import overwritten
+
 CLEAN = -1
 """The timestep of clean data: the last pair of every chain ends there."""
 
@@ -46,13 +48,10 @@ class Denoised:
         """
         return self.noise**2 / self.signal if self.signal > 0 else 0.0
 
-    def take(self, rows: Int[Tensor, " m"]) -> Denoised:
-        """Return the estimates of the particles `rows`, in that order."""
-        return replace(self, x0=self.x0[rows], eps=self.eps[rows])
-
-    def detach(self) -> Denoised:
-        """Return the estimates without the graph they were computed in."""
-        return replace(self, x0=self.x0.detach(), eps=self.eps.detach())
+    def overwritten(self, target: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Denoised:
+        """Return the estimates with the rows `target` replaced by those of `source`."""
+        x0, eps = overwritten(self.x0, target, source), overwritten(self.eps, target, source)
+        return replace(self, x0=x0, eps=eps)
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from smc import weights
 from smc.noise import uniform
 from smc.resampling import invert
 
@@ -25,29 +24,20 @@ class StepInfo:
     is_resampled: Bool[Tensor, " islands"]
     n_ancestors: Int[Tensor, " islands"]
     """Distinct particles that live on."""
-    log_w_var: Float[Tensor, " islands"]
-    """Variance of the log-weights of the living, before resampling."""
-    n_bad: Int[Tensor, " islands"]
-    """Particles whose log-potential or gradient was not finite."""
 
     @classmethod
     def of(
         cls,
         lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],
         ess: Float[Tensor, " islands"],
-        is_resampled: Bool[Tensor, " islands"],
-        ancestors: Int[Tensor, "islands p"],
-        n_bad: Int[Tensor, " islands"],
+        due: Int[Tensor, " k"],
+        ancestors: Int[Tensor, "k p"],
     ) -> StepInfo:
-        """Return the diagnostics of a step from what `resample` has in hand."""
-        ordered = ancestors.sort(dim=1).values
-        n_ancestors = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
-        is_alive = weights.alive(log_w)
-        n_alive = is_alive.sum(1, keepdim=True)
-        mean = torch.where(is_alive, log_w, 0.0).sum(1, keepdim=True) / n_alive
-        variance = torch.where(is_alive, (log_w - mean).square(), 0.0).sum(1) / n_alive[:, 0]
-        return cls(lam, ess, is_resampled, n_ancestors, variance, n_bad)
+        """Return the diagnostics of a step in which the islands `due` were resampled."""
+        p = ancestors.shape[1]
+        lives_on = torch.zeros_like(ancestors, dtype=torch.bool).scatter_(1, ancestors, True)
+        n_ancestors = torch.full_like(ess, p, dtype=torch.long).index_copy(0, due, lives_on.sum(1))
+        return cls(lam, ess, torch.zeros_like(ess, dtype=torch.bool).index_fill(0, due, True), n_ancestors)
 
 
 @dataclass(frozen=True)
@@ -58,46 +48,22 @@ class Trace:
     ess: Float[Tensor, "steps islands"]
     is_resampled: Bool[Tensor, "steps islands"]
     n_ancestors: Int[Tensor, "steps islands"]
-    log_w_var: Float[Tensor, "steps islands"]
-    n_bad: Int[Tensor, "steps islands"]
-    n_bad_last: Int[Tensor, " islands"]
-    """Particles whose log-potential was not finite at clean data."""
+    n_bad: Int[Tensor, "steps_and_clean islands"]
+    """Particles whose log-potential, twist or gradient was not finite; the last row is of clean data."""
+    n_particles: int
 
-    @classmethod
-    def of(cls, infos: Sequence[StepInfo], n_bad_last: Int[Tensor, " islands"]) -> Trace:
-        """Return the steps' diagnostics, copied into one tensor each."""
-        stacked = {f.name: torch.stack([getattr(info, f.name) for info in infos]) for f in fields(StepInfo)}
-        return cls(**stacked, n_bad_last=n_bad_last)
-
-
-@dataclass(frozen=True)
-class Witness:
-    """One particle whose log-potential was not finite, if there was any: what an error shows."""
-
-    x0: Float[Tensor, "*event"]
-    value: Float[Tensor, ""]
+    @property
+    def w_var(self) -> Float[Tensor, "steps islands"]:
+        """Variance of the weights before resampling, of weights whose mean is 1: p/ESS - 1, nothing else."""
+        return self.n_particles / self.ess - 1
 
     @classmethod
     def of(
-        cls, x0: Float[Tensor, "n *event"], value: Float[Tensor, " n"], is_bad: Bool[Tensor, " n"]
-    ) -> Witness:
-        """Return the first bad particle. Nothing is waited for: on a device this is two small reads."""
-        first = is_bad.int().argmax()
-        return cls(x0[first], value[first])
-
-
-def nobody_left(n_bad: Sequence[int], witnesses: Sequence[Witness], n: int) -> str:
-    """Return what to say when all n particles are dead; one count and one witness a step, clean data last."""
-    step = (
-        n_bad.index(n) if n in n_bad else next((i for i, count in enumerate(n_bad) if count), len(n_bad) - 1)
-    )
-    where = "at clean data" if step == len(n_bad) - 1 else f"at step {step} of {len(n_bad) - 1}"
-    x0 = witnesses[step].x0.flatten().tolist()
-    shown = ", ".join(f"{number:.4g}" for number in x0[:6]) + (", …" if len(x0) > 6 else "")
-    return (
-        f"no particle of {n} was left alive: {where} the log-potential of {n_bad[step]} of them was not finite; "
-        f"for x0 = [{shown}] it was {witnesses[step].value.item()}. Check it on prior samples"
-    )
+        cls, infos: Sequence[StepInfo], n_bad: Int[Tensor, "steps_and_clean islands"], n_particles: int
+    ) -> Trace:
+        """Return the steps' diagnostics, copied into one tensor each."""
+        stacked = {f.name: torch.stack([getattr(info, f.name) for info in infos]) for f in fields(StepInfo)}
+        return cls(**stacked, n_bad=n_bad, n_particles=n_particles)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,13 @@ from torch import Generator, Tensor
 
 from smc import weights
 from smc.errors import SamplerError
-from smc.look_ahead import LogPotential, LookAhead, buried, clean_values, look_ahead, per_row
+from smc.look_ahead import LogPotential, LookAhead, NotFinite, buried, clean_values, look_ahead
+from smc.noise import uniform
 from smc.prior import CLEAN, Kernel, Prior
 from smc.resampling import Resampling, systematic
-from smc.result import SMCResult, StepInfo, Trace, Witness, nobody_left
-from smc.tempering import Exponential, Moment, Tempering
+from smc.result import SMCResult, StepInfo, Trace
+from smc.rows import overwritten, per_row
+from smc.tempering import Constant, Exponential, Moment, Tempering
 from smc.twist import PosteriorVariance, Twist
 
 
@@ -62,7 +64,9 @@ class SamplerConfig:
     """Independent populations."""
     n_particles: int = 16
     """Particles in each."""
-    tempering: Tempering = Exponential()  # noqa: RUF009
+    tempering: Tempering | None = None
+    """None leaves it to the twist: no tempering where it knows how uncertain x0 is, the exponential rule where the
+    log-potential of the clean estimate stands for it, be it only for a part of the chain."""
     guidance: Guidance | None = Guidance()
     """None proposes from the prior itself (the bootstrap filter): no gradient is needed, and the twist is the
     log-potential of the clean estimate."""
@@ -86,6 +90,15 @@ class SamplerConfig:
             raise SamplerError(f"start is a share of the chain from 0 to below 1, got {self.start}")
         if self.max_batch is not None and self.max_batch < 1:
             raise SamplerError(f"max_batch must be at least 1 or None, got {self.max_batch}")
+
+    @property
+    def tempering_rule(self) -> Tempering:
+        """The rule in force."""
+        if self.tempering is not None:
+            return self.tempering
+        is_tempered = self.guidance is not None and self.guidance.twist.is_tempered
+        has_twist_throughout = self.guidance is not None and self.guidance.start <= self.start
+        return Constant() if is_tempered and has_twist_throughout else Exponential()
 
     def twist_at(self, share: float) -> Twist | None:
         """Return the twist after this share of the chain; None where no gradient is asked for."""
@@ -123,12 +136,12 @@ def sample(
     n_free = min(math.ceil(config.start * n_steps), n_steps - 1)
     particles = start(prior, config, generator)
     island = torch.arange(config.n_islands, device=particles.x.device).repeat_interleave(config.n_particles)
-    infos, witnesses = [], []
+    infos, faults = [], []
     for i, (t, s) in enumerate(prior.steps):
         potential = log_potential if i >= n_free else _nothing
         twist = config.twist_at(i / n_steps)
-        ahead = look_ahead(prior, potential, particles.x, island, t, twist, config.max_batch)
-        witnesses.append(Witness.of(ahead.denoised.x0, ahead.value, ahead.is_bad))
+        ahead, not_finite = look_ahead(prior, potential, particles.x, island, t, twist, config.max_batch)
+        faults.append(not_finite)
         particles = reweight(particles, ahead.log_psi)
         particles, ahead, info = resample(particles, ahead, config, generator, is_last=s == CLEAN)
         infos.append(info)
@@ -136,7 +149,7 @@ def sample(
         kernel = prior.kernel(particles.x, ahead.denoised, t, s)
         check_noise(kernel, twist, t, s)
         particles = move(particles, kernel, ahead.grad, lam, config, generator)
-    return finish(particles, log_potential, island, config, infos, witnesses)
+    return finish(particles, log_potential, island, config, infos, faults)
 
 
 def _nothing(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:  # noqa: ARG001
@@ -176,26 +189,28 @@ def resample(
     Before the last move nothing is resampled: it has no noise to tell copies apart, and weights say the same.
     Random numbers are drawn whether or not an island resamples, so that streams never shift.
     """
-    size = weights.ess(particles.log_w)
-    is_due = torch.zeros_like(size, dtype=torch.bool)
-    if not is_last:
-        is_due = (size < config.ess_min * config.n_particles) | (config.ess_min == 1)
-    stay = torch.arange(config.n_particles, device=size.device).expand_as(particles.log_w)
-    ancestors = torch.where(is_due[:, None], config.resampling(particles.log_w, generator), stay)
-    n_bad = ahead.is_bad.view_as(particles.log_w).sum(1)
-    info = StepInfo.of(particles.lam, particles.log_w, size, is_due, ancestors, n_bad)
+    size, p = weights.ess(particles.log_w), config.n_particles
+    u = uniform((config.n_islands, p), size, generator)
+    is_due = (size < config.ess_min * p) | (config.ess_min == 1)
+    if is_last:
+        is_due = torch.zeros_like(is_due)
+    due = is_due.nonzero().squeeze(1)  # of the whole step only this has to wait for a device
+    ancestors = config.resampling(particles.log_w[due], u[due])
+    info = StepInfo.of(particles.lam, size, due, ancestors)
+    if len(due) == 0:
+        return particles, ahead, info
 
-    even = weights.uniform(config.n_islands, config.n_particles, particles.log_w)
-    first_row = torch.arange(config.n_islands, device=size.device)[:, None] * config.n_particles
-    rows = (first_row + ancestors).flatten()
+    target, source = (
+        (due[:, None] * p + place).flatten() for place in (torch.arange(p, device=due.device), ancestors)
+    )
     particles = replace(
         particles,
-        x=particles.x[rows],
-        log_w=torch.where(is_due[:, None], even, particles.log_w),
-        log_twist=particles.log_twist.gather(1, ancestors),
-        log_ratio=particles.log_ratio.gather(1, ancestors),
+        x=overwritten(particles.x, target, source),
+        log_w=particles.log_w.index_fill(0, due, -math.log(p)),
+        log_twist=overwritten(particles.log_twist.flatten(), target, source).view_as(particles.log_w),
+        log_ratio=overwritten(particles.log_ratio.flatten(), target, source).view_as(particles.log_w),
     )
-    return particles, ahead.take(rows), info
+    return particles, ahead.overwritten(target, source), info
 
 
 def next_lam(
@@ -205,7 +220,7 @@ def next_lam(
     if i < 1:
         return particles.lam
     moment = Moment(i, n_steps, particles.lam, particles.log_w, log_psi.view_as(particles.log_w))
-    return config.tempering(moment)
+    return config.tempering_rule(moment)
 
 
 def check_noise(kernel: Kernel, twist: Twist | None, t: int, s: int) -> None:
@@ -239,20 +254,32 @@ def finish(
     island: Int[Tensor, " n"],
     config: SamplerConfig,
     infos: list[StepInfo],
-    witnesses: list[Witness],
+    faults: list[NotFinite],
 ) -> SMCResult:
     """Return the clean particles, weighted by the log-potential itself: x0 is no estimate any more.
 
     Raises SamplerError, with what the log-potential saw, when every particle of every island is dead.
     """
     value = clean_values(log_potential, particles.x, island, config.max_batch)
-    is_bad = ~torch.isfinite(value)
-    log_psi = buried(value)
-    particles = reweight(particles, log_psi)
-    log_psi, n_bad = log_psi.view_as(particles.log_w), is_bad.view_as(particles.log_w).sum(1)
+    faults = [*faults, NotFinite.among(particles.x, value, ~torch.isfinite(value))]
+    particles = reweight(particles, buried(value))
     if torch.isneginf(particles.log_z).all():
-        seen = [*witnesses, Witness.of(particles.x, value, is_bad)]
-        n_bad_each = [int(info.n_bad.sum()) for info in infos] + [int(n_bad.sum())]
-        raise SamplerError(nobody_left(n_bad_each, seen, len(island)))
-    trace = Trace.of(infos, n_bad_last=n_bad)
+        raise SamplerError(nobody_left(faults))
+    n_bad = torch.stack([fault.is_bad.view_as(particles.log_w).sum(1) for fault in faults])
+    trace = Trace.of(infos, n_bad, config.n_particles)
+    log_psi = buried(value).view_as(particles.log_w)
     return SMCResult(particles.x, particles.log_w, particles.log_z, log_psi, trace)
+
+
+def nobody_left(faults: list[NotFinite]) -> str:
+    """Return what to say when every particle is dead, from what was not finite at each step and at clean data."""
+    n, last = len(faults[0].is_bad), len(faults) - 1
+    n_bad = [int(fault.is_bad.sum()) for fault in faults]
+    step = n_bad.index(max(n_bad))
+    where = "at clean data" if step == last else f"at step {step} of {last}"
+    x0 = faults[step].x0.flatten().tolist()
+    shown = ", ".join(f"{number:.4g}" for number in x0[:6]) + (", …" if len(x0) > 6 else "")
+    return (
+        f"no particle of {n} was left alive: {where} the log-potential of {n_bad[step]} of them was not finite; "
+        f"for x0 = [{shown}] it was {faults[step].value.item()}. Check it on prior samples"
+    )

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from smc.errors import PriorError
 from smc.noise import normal
 from smc.prior import CLEAN, Denoised
+from smc.rows import per_row, row_dot
 
 AlphaBars = tuple[float, ...]
 """ᾱ at t = 0 … n_train-1, falling from almost 1 to almost 0."""
@@ -141,15 +142,14 @@ class GaussianKernel:
         if grad is None or self.is_deterministic:
             return mean + self.std * z, torch.zeros(len(mean), dtype=torch.float32, device=mean.device)
         delta = capped(self.std * grad.to(mean.dtype), max_drift)
-        log_ratio = -(delta * (z + 0.5 * delta)).flatten(1).sum(1)
+        log_ratio = -row_dot(delta, z + 0.5 * delta)
         return mean + self.std * (delta + z), log_ratio.float()
 
 
 def capped(drift: Float[Tensor, "n *event"], longest: float) -> Float[Tensor, "n *event"]:
     """Return each row of `drift`, shortened to the length `longest` where it is longer."""
-    length: Tensor = torch.linalg.vector_norm(drift.flatten(1), dim=1)
-    shrink = longest / length.clamp(min=longest)
-    return drift * shrink.view(-1, *[1] * (drift.dim() - 1))
+    length = row_dot(drift, drift).sqrt()
+    return drift * per_row(longest / length.clamp(min=longest), drift)
 
 
 def check_eta(eta: float) -> None:

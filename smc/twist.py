@@ -33,6 +33,7 @@ from torch import Tensor
 
 from smc.errors import SamplerError
 from smc.prior import Denoised
+from smc.rows import per_row, row_dot
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Outlook:
 class Twist(Protocol):
     """A guess of log E[exp(r(x0)) | x_t]."""
 
+    @property
+    def is_tempered(self) -> bool:
+        """Whether the guess itself allows for what x_t leaves uncertain, so that no tempering has to."""
+        ...
+
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return log ψ_t, and the share of `grad_x` that is taken for its gradient. Not finite: not known."""
         ...
@@ -61,7 +67,11 @@ class Twist(Protocol):
 
 @dataclass(frozen=True)
 class PointEstimate:
-    """r(x̂_0): x0 is taken to be what the network expects."""
+    """r(x̂_0): x0 is taken to be what the network expects, so that its uncertainty has to be tempered for."""
+
+    @property
+    def is_tempered(self) -> bool:
+        return False
 
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return r(x̂_0), with its whole gradient."""
@@ -80,15 +90,19 @@ class PosteriorVariance:
         if not 0 < self.max_shift < math.inf:
             raise SamplerError(f"max_shift must be a finite number above 0, got {self.max_shift}")
 
+    @property
+    def is_tempered(self) -> bool:
+        return True
+
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return log ψ_t of a Gaussian x0 under a parabola, and the share b/τ of the gradient."""
-        g, g_x = at.grad_x0.flatten(1).float(), at.grad_x.flatten(1).float()
+        g, g_x = at.grad_x0.float(), at.grad_x.float()
         # A trained network's ∂x̂_0/∂x_t is no covariance: where it says below 0, nothing is uncertain.
-        variance = (at.denoised.tweedie * (g * g_x).sum(1)).clamp(min=0)
-        tau = variance.sqrt()
-        one_std = tau / g.square().sum(1).clamp(min=torch.finfo(g.dtype).tiny)
-        ahead = at.denoised.x0 + (one_std[:, None] * g).view_as(at.grad_x0)
+        tau = (at.denoised.tweedie * row_dot(g, g_x)).clamp(min=0).sqrt()
+        one_std = tau / row_dot(g, g).clamp(min=torch.finfo(g.dtype).tiny)
+        ahead = at.denoised.x0 + per_row(one_std, g) * g
         bend = (2 * (at.value + tau - at.log_potential(ahead))).clamp(min=0)
         shift = (tau / (1 + bend)).clamp(max=self.max_shift)
-        log_psi = at.value + shift * tau - 0.5 * (1 + bend) * shift.square() - 0.5 * torch.log1p(bend)
-        return log_psi, torch.where(tau > 0, shift / tau, 1.0)
+        log_psi = at.value + shift * (tau - 0.5 * (1 + bend) * shift) - 0.5 * torch.log1p(bend)
+        # b/τ, and its limit 1/(1+c) where nothing is uncertain
+        return log_psi, torch.minimum(1 / (1 + bend), self.max_shift / tau)

@@ -27,7 +27,7 @@ from oracles.time_limit import TimeLimited
 from oracles.wrappers import Cached, Negated, Noisy, RateLimited, Retried, Wrapper
 from tests.contracts.oracle_contract import OracleContract
 from tests.oracles.foils import foils
-from tests.oracles.test_command import is_alive, wait_for
+from tests.oracles.test_command import has_died, wait_for
 
 ROOT = Path(__file__).parents[2]
 DESIGNS = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.0, 1.0], [2.0, 2.0]])
@@ -370,7 +370,7 @@ def test_ctrl_c_ends_the_programs_of_all_threads(tmp_path, n_per_call):
     assert driver.wait(15) != 0
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2  # nor was another one started
-    assert not any(is_alive(int(pid)) for pid in pids)
+    assert all(has_died(int(pid)) for pid in pids)
 
 
 # ------------------------------------------------------------------- time limit
@@ -398,7 +398,7 @@ def test_a_time_limit_stops_the_work_and_all_it_started(tmp_path, is_idempotent)
     assert "no answer within 0.7 s; the work was stopped" in (
         answers[1].error if is_idempotent else str(answers[1])
     )
-    assert not is_alive(int(file.read_text()))
+    assert has_died(int(file.read_text()))
 
 
 def test_a_time_limit_reaches_programs_in_groups_of_their_own_in_threads(tmp_path):
@@ -408,7 +408,7 @@ def test_a_time_limit_reaches_programs_in_groups_of_their_own_in_threads(tmp_pat
     call(TimeLimited(inside, 1.0), DESIGNS[:2])
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2
-    assert not any(is_alive(int(pid)) for pid in pids)
+    assert all(has_died(int(pid)) for pid in pids)
 
 
 def test_work_that_cannot_be_interrupted_is_killed(monkeypatch):
@@ -460,10 +460,7 @@ def test_work_does_not_outlive_a_driver_that_is_killed(tmp_path):
     pid = int(wait_for(file, 30))
     driver.kill()
     driver.wait()
-    until = time.monotonic() + 5
-    while is_alive(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not is_alive(pid)
+    assert has_died(pid)
 
 
 @pytest.mark.parametrize(

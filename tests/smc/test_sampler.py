@@ -41,8 +41,13 @@ def run(config, log_potential=linear, prior=PRIOR, seed=0):
     return sample(prior, log_potential, config, generator=torch.Generator().manual_seed(seed))
 
 
-def z_scores(result, mean, second, log_z):
-    """Return how many standard errors the evidence and the first two moments are from the truth.
+def moments_of(x):
+    """Return both coordinates, their squares and their product: mean and covariance."""
+    return torch.cat([x, x.square(), x[..., :1] * x[..., 1:]], dim=-1)
+
+
+def z_scores(result, mean, variance, log_z):
+    """Return how many standard errors the evidence, mean and second moments are from the truth.
 
     Unnormalised island estimates Z·E[f] are unbiased for any number of particles: no bias to allow for.
     """
@@ -50,8 +55,10 @@ def z_scores(result, mean, second, log_z):
     Z = result.log_z.double().exp()
     w = result.log_w.double().exp() * Z[:, None]
     x = result.x0.double().view(n_islands, p, -1)
-    estimates = torch.cat([Z[:, None], (w[..., None] * x).sum(1), (w[..., None] * x.square()).sum(1)], dim=1)
-    truth = math.exp(log_z) * torch.cat([torch.ones(1), mean, second]).double()
+    estimates = torch.cat([Z[:, None], (w[..., None] * moments_of(x)).sum(1)], dim=1)
+    moments = moments_of(mean)
+    moments[2:4] += variance
+    truth = math.exp(log_z) * torch.cat([torch.ones(1), moments]).double()
     return (estimates.mean(0) - truth) / (estimates.std(0) / math.sqrt(n_islands))
 
 
@@ -59,7 +66,7 @@ def linear_truth():
     mean, std = PRIOR.moments()
     b = TILT.double()
     tilted = mean + std**2 * b
-    return tilted, tilted**2 + std**2, float(b @ mean + 0.5 * std**2 * (b @ b))
+    return tilted, std**2, float(b @ mean + 0.5 * std**2 * (b @ b))
 
 
 def quadratic_truth():
@@ -69,7 +76,7 @@ def quadratic_truth():
     tilted = variance * (mean / std**2 + precision * centre)
     spread = std**2 + 1 / precision
     log_z = -((mean - centre) ** 2).sum() / (2 * spread) + 2 * 0.5 * math.log(1 / precision / spread)
-    return tilted, tilted**2 + variance, float(log_z)
+    return tilted, variance, float(log_z)
 
 
 CASES = list(
@@ -85,8 +92,8 @@ CASES = list(
 @pytest.mark.parametrize(("tempering", "resampling", "ess_min", "guidance"), CASES)
 def test_evidence_and_moments_are_exact(tempering, resampling, ess_min, guidance):
     config = SamplerConfig(600, 16, tempering, guidance, resampling, ess_min)
-    assert z_scores(run(config), *linear_truth()).abs().max() < 4.5
-    assert z_scores(run(config, quadratic), *quadratic_truth()).abs().max() < 4.5
+    assert z_scores(run(config), *linear_truth()).abs().max() < 4.0
+    assert z_scores(run(config, quadratic), *quadratic_truth()).abs().max() < 4.0
 
 
 def test_without_potential_the_prior_is_sampled():
@@ -150,7 +157,7 @@ def test_each_row_is_told_its_island():
         return x0[:, 0] * (island == 1)
 
     run(SamplerConfig(3, 2, max_batch=4), potential)
-    for calls in (seen[0:4:2], seen[1:4:2]):  # at the clean estimates, and one std ahead of them
+    for calls in (seen[0:2], seen[2:4]):  # at the clean estimates, and one std ahead of them
         assert torch.equal(torch.cat(calls), torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
@@ -199,7 +206,7 @@ def test_trace_is_a_copy_with_a_row_for_every_step():
     assert trace.is_resampled[:-1].all()
     assert not trace.is_resampled[-1].any()  # copies made before a move without noise would stay copies
     assert 1 <= trace.n_ancestors.min() < 16
-    assert trace.log_w_var[-1].max() > 0
+    torch.testing.assert_close(trace.w_var[5], 16 * (trace.ess[5] / 16).reciprocal().mul(1 / 16) - 1)
     assert trace.n_bad.sum() == 0
 
 
@@ -220,7 +227,7 @@ def numbered_population(config):
     zero = torch.zeros(config.n_islands)
     particles = Particles(row[:, None] + 0.1, log_w, row.view(shape), row.view(shape), zero, zero)
     denoised = Denoised(row[:, None] + 0.2, row[:, None] + 0.3, 0.6, 0.8)
-    return particles, LookAhead(denoised, row + 0.5, row[:, None] + 0.4, row + 0.6, row < 0)
+    return particles, LookAhead(denoised, row + 0.5, row[:, None] + 0.4)
 
 
 def test_whatever_belongs_to_a_particle_goes_where_it_goes():
@@ -233,8 +240,8 @@ def test_whatever_belongs_to_a_particle_goes_where_it_goes():
     assert torch.equal((row / 5).floor(), torch.arange(3.0).repeat_interleave(5))  # islands do not mix
     for values in (particles.log_twist, particles.log_ratio):
         assert torch.equal(values.flatten(), row)
-    known = (ahead.denoised.x0, ahead.denoised.eps, ahead.grad, ahead.log_psi, ahead.value)
-    for values, offset in zip(known, (0.2, 0.3, 0.4, 0.5, 0.6), strict=True):
+    known = (ahead.denoised.x0, ahead.denoised.eps, ahead.grad, ahead.log_psi)
+    for values, offset in zip(known, (0.2, 0.3, 0.4, 0.5), strict=True):
         torch.testing.assert_close(values.flatten() - offset, row)
     torch.testing.assert_close(particles.log_w.exp(), torch.full((3, 5), 0.2))
     assert info.is_resampled.all()
@@ -270,9 +277,9 @@ def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all():
         torch.randn(6, 2, generator=torch.Generator().manual_seed(0)),
         torch.arange(2).repeat_interleave(3),
     )
-    ahead = look_ahead(PRIOR, potential, x, island, 500, PosteriorVariance(), max_batch=None)
+    ahead, not_finite = look_ahead(PRIOR, potential, x, island, 500, PosteriorVariance(), max_batch=None)
     assert torch.equal(ahead.grad, torch.zeros(6, 2))
-    assert ahead.is_bad.all()
+    assert not_finite.is_bad.all()
     torch.testing.assert_close(ahead.log_psi, ahead.denoised.x0[:, 1])
     assert torch.isfinite(ahead.log_psi).all()
 
