@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bbo.config.describe import digest
+from bbo.errors import BlobError
 from bbo.executor import Executor, SampleRequest
 from bbo.ledger.durable import fsync_directory, make_directory, write_durably
 from bbo.potential import Potential
@@ -63,16 +64,15 @@ def forget(folder: Path) -> None:
 
 
 def _write(path: Path, result: SMCResult) -> None:
-    make_directory(path.parent)
     # Copies: safetensors refuses tensors that share memory.
-    data = save(
-        {
-            name: tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in _tensors(result).items()
-        }
-    )
-    write_durably(path, hashlib.sha256(data).digest() + data)
-    fsync_directory(path.parent)
+    tensors = _tensors(result).items()
+    data = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors})
+    try:
+        make_directory(path.parent)
+        write_durably(path, hashlib.sha256(data).digest() + data)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise BlobError(f"cannot write {path}: {error.strerror}; free the disk, then run again") from error
 
 
 def _read(path: Path) -> SMCResult | None:
