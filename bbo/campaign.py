@@ -194,14 +194,14 @@ class Campaign:
         evaluations = [as_evaluation(answer) for answer in answers]
         if len(evaluations) != len(designs):
             raise CampaignError(f"expected one answer a design, got {len(evaluations)} for {len(designs)}")
-        queries = desk.give(self.ledger, torch.as_tensor(designs).float(), evaluations, source)
+        queries = desk.give(self.ledger, _as_designs(designs), evaluations, source)
         self._show_counts(best=self.ledger.best_value(self.settings.objective))
         self._n_rounds = self.ledger.n_rounds()
         return [query.id for query in queries]
 
     def edit(self, query_id: int, design: np.ndarray, why: str = "") -> Asked:
         """Put an edited design in the place of one that was asked for and not evaluated; return the new query."""
-        query = desk.edit(self.ledger, query_id, torch.as_tensor(design).float(), why)
+        query = desk.edit(self.ledger, query_id, _as_designs(design), why)
         self._n_rounds = self.ledger.n_rounds()
         return desk.as_asked(self.ledger, [query])[0]
 
@@ -359,3 +359,7 @@ class Campaign:
         self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
         if self._listener is not None:
             self._listener(self._progress)
+
+
+def _as_designs(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))
