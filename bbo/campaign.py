@@ -31,7 +31,7 @@ from bbo.config.describe import (
 )
 from bbo.config.secrets import secrets_of
 from bbo.desk import Asked
-from bbo.errors import BboError, CampaignError, ConfigError
+from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import ask, run_round
@@ -165,8 +165,14 @@ class Campaign:
         """
         if n is not None and n < 1:
             raise ConfigError(f"ask for at least 1 design, got {n}")
+        n = self.settings.batch_size if n is None else n
+        counts, budget = self.ledger.counts(), self.ledger.budget
+        if n > (left := budget - counts.n + counts.reserved):  # before anything is sampled
+            raise BudgetError(
+                f"{left} of {budget} queries are left, so {n} do not fit; ask for fewer, or raise the budget"
+            )
         self._show(seconds={}, last=())
-        queries = ask(self, self.settings.batch_size if n is None else n)
+        queries = ask(self, n)
         self.send(queries, is_asked=True)
         return desk.as_asked(self.ledger, queries)
 
@@ -258,21 +264,11 @@ class Campaign:
         """Return everything that was answered, as features and outcomes, and what is under way."""
         answered = self.ledger.queries({QueryState.DONE, QueryState.FAILED})
         if not answered:
-            empty = torch.empty(0, dtype=torch.float64)
-            return Observations(torch.empty(0, 0), empty.bool(), empty)
-        pending = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
-        done = [q.evaluation for q in answered if q.evaluation is not None and q.evaluation.error is None]
-        name = self.settings.objective
-        noise = [e.noise_std.get(name) for e in done]
-        return Observations(
-            X=self.executor.encode(self.designs(answered)),
-            is_feasible=torch.tensor([q.state == QueryState.DONE for q in answered]),
-            y=torch.tensor([e.outcomes[name] for e in done], dtype=torch.float64),
-            noise_std=torch.tensor([s for s in noise if s is not None], dtype=torch.float64)
-            if done and all(s is not None for s in noise)
-            else None,
-            pending=self.executor.encode(self.designs(pending)) if pending else None,
-        )
+            return Observations.none()
+        under_way = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
+        pending = self.executor.encode(self.designs(under_way)) if under_way else None
+        X = self.executor.encode(self.designs(answered))
+        return Observations.of(X, answered, self.settings.objective, pending)
 
     def recalling(self, observed: Observations) -> Executor:
         """Return the executor, which keeps on disk what it samples from these observations until it is reserved."""
