@@ -31,7 +31,7 @@ from bbo.config.describe import (
 )
 from bbo.config.secrets import secrets_of
 from bbo.desk import Asked
-from bbo.errors import BboError, CampaignError, ConfigError
+from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import ask, run_round
@@ -166,8 +166,14 @@ class Campaign:
         """
         if n is not None and n < 1:
             raise ConfigError(f"ask for at least 1 design, got {n}")
+        n = self.settings.batch_size if n is None else n
+        counts, budget = self.ledger.counts(), self.ledger.budget
+        if n > (left := budget - counts.n + counts.reserved):  # before anything is sampled
+            raise BudgetError(
+                f"{left} of {budget} queries are left, so {n} do not fit; ask for fewer, or raise the budget"
+            )
         self._show(seconds={}, last=())
-        queries = ask(self, self.settings.batch_size if n is None else n)
+        queries = ask(self, n)
         self.send(queries, is_asked=True)
         return desk.as_asked(self.ledger, queries)
 
@@ -195,14 +201,14 @@ class Campaign:
         evaluations = [as_evaluation(answer) for answer in answers]
         if len(evaluations) != len(designs):
             raise CampaignError(f"expected one answer a design, got {len(evaluations)} for {len(designs)}")
-        queries = desk.give(self.ledger, torch.as_tensor(designs).float(), evaluations, source)
+        queries = desk.give(self.ledger, _as_designs(designs), evaluations, source)
         self._show_counts(best=self.ledger.best_value(self.settings.objective))
         self._n_rounds = self.ledger.n_rounds()
         return [query.id for query in queries]
 
     def edit(self, query_id: int, design: np.ndarray, why: str = "") -> Asked:
         """Put an edited design in the place of one that was asked for and not evaluated; return the new query."""
-        query = desk.edit(self.ledger, query_id, torch.as_tensor(design).float(), why)
+        query = desk.edit(self.ledger, query_id, _as_designs(design), why)
         self._n_rounds = self.ledger.n_rounds()
         return desk.as_asked(self.ledger, [query])[0]
 
@@ -259,21 +265,11 @@ class Campaign:
         """Return everything that was answered, as features and outcomes, and what is under way."""
         answered = self.ledger.queries({QueryState.DONE, QueryState.FAILED})
         if not answered:
-            empty = torch.empty(0, dtype=torch.float64)
-            return Observations(torch.empty(0, 0), empty.bool(), empty)
-        pending = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
-        done = [q.evaluation for q in answered if q.evaluation is not None and q.evaluation.error is None]
-        name = self.settings.objective
-        noise = [e.noise_std.get(name) for e in done]
-        return Observations(
-            X=self.executor.encode(self.designs(answered)),
-            is_feasible=torch.tensor([q.state == QueryState.DONE for q in answered]),
-            y=torch.tensor([e.outcomes[name] for e in done], dtype=torch.float64),
-            noise_std=torch.tensor([s for s in noise if s is not None], dtype=torch.float64)
-            if done and all(s is not None for s in noise)
-            else None,
-            pending=self.executor.encode(self.designs(pending)) if pending else None,
-        )
+            return Observations.none()
+        under_way = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
+        pending = self.executor.encode(self.designs(under_way)) if under_way else None
+        X = self.executor.encode(self.designs(answered))
+        return Observations.of(X, answered, self.settings.objective, pending)
 
     def recalling(self, observed: Observations) -> Executor:
         """Return the executor, which keeps on disk what it samples from these observations until it is reserved."""
@@ -370,3 +366,7 @@ class Campaign:
         self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
         if self._listener is not None:
             self._listener(self._progress)
+
+
+def _as_designs(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))

@@ -73,15 +73,12 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
         yield "belief", f"surrogate and feasibility model, state {record.summary['belief']}"
         known = sum(q.evaluation is not None for q in ledger.queries() if q.round < query.round)
         yield "", f"fitted to the answers of earlier rounds ({known} as of now)"
-    driver = next(
-        (e for e in ledger.events() if e.kind == "driven" and e.detail["fence"] == record.fence), None
-    )
-    if driver is not None:
-        yield (
-            "driver",
-            f"number {record.fence}, process {driver.detail['pid']} on {driver.detail.get('host')}",
-        )
-        versions = driver.detail.get("versions")
+    drivers = [
+        e.detail for e in ledger.events() if e.kind == "driven" and e.detail.get("fence") == record.fence
+    ]
+    for driver in drivers[:1]:
+        yield "driver", f"number {record.fence}, process {driver.get('pid')} on {driver.get('host')}"
+        versions = driver.get("versions")
         if isinstance(versions, Mapping):
             yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bbo.config.describe import digest
+from bbo.errors import BlobError
 from bbo.executor import Executor, SampleRequest
 from bbo.ledger.durable import fsync_directory, make_directory, write_durably
 from bbo.potential import Potential
@@ -48,7 +50,9 @@ class RecallingExecutor:
         return self.executor.encode(designs)
 
     def _shard(self, potential: Potential | None, request: SampleRequest) -> SMCResult:
-        path = self.folder / f"{digest(self.context, torch.__version__, potential, request)}.safetensors"
+        path = (
+            self.folder / f"{digest(self.context, torch.__version__, _PARTS, potential, request)}.safetensors"
+        )
         kept = _read(path)
         if kept is None:
             (kept,) = self.executor.sample(potential, [request])
@@ -63,16 +67,15 @@ def forget(folder: Path) -> None:
 
 
 def _write(path: Path, result: SMCResult) -> None:
-    make_directory(path.parent)
     # Copies: safetensors refuses tensors that share memory.
-    data = save(
-        {
-            name: tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in _tensors(result).items()
-        }
-    )
-    write_durably(path, hashlib.sha256(data).digest() + data)
-    fsync_directory(path.parent)
+    tensors = _tensors(result).items()
+    data = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors})
+    try:
+        make_directory(path.parent)
+        write_durably(path, hashlib.sha256(data).digest() + data)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise BlobError(f"cannot write {path}: {error.strerror}; free the disk, then run again") from error
 
 
 def _read(path: Path) -> SMCResult | None:
@@ -82,11 +85,19 @@ def _read(path: Path) -> SMCResult | None:
     checksum, data = (content := path.read_bytes())[:32], content[32:]
     if hashlib.sha256(data).digest() != checksum:
         return None
-    tensors = load(data)
-    trace = Trace(**{f.name: tensors.pop(f"trace.{f.name}") for f in fields(Trace)})
-    return SMCResult(**tensors, trace=trace)
+    found: dict[str, Any] = {
+        name: value if value.dim() else value.item() for name, value in load(data).items()
+    }
+    trace = Trace(**{f.name: found.pop(f"trace.{f.name}") for f in fields(Trace)})
+    return SMCResult(**found, trace=trace)
 
 
 def _tensors(result: SMCResult) -> dict[str, Tensor]:
+    """Return all that a result is made of, by name; numbers as tensors without an axis."""
     own = {f.name: getattr(result, f.name) for f in fields(SMCResult) if f.name != "trace"}
-    return own | {f"trace.{f.name}": getattr(result.trace, f.name) for f in fields(Trace)}
+    parts = own | {f"trace.{f.name}": getattr(result.trace, f.name) for f in fields(Trace)}
+    return {name: torch.as_tensor(part) for name, part in parts.items()}
+
+
+_PARTS = [f.name for part in (SMCResult, Trace) for f in fields(part)]
+"""What a result is made of here: another version of the sampler may know other things."""

@@ -20,11 +20,11 @@ from bbo.objective import value_of
 def history(ledger: Ledger, objective: str) -> pd.DataFrame:
     """Return one row a query, in the order in which they were proposed.
 
-    Columns: query, round, state, from (prior, target, edited or given), value (NaN without an answer), error,
-    predicted_mean, predicted_std, cost, and best: the best value up to and with this query.
+    Columns: query, round, state, value (NaN without an answer), error, predicted_mean, predicted_std, cost, from
+    (prior, target, edited or given), and best: the best value up to and with this query.
     """
     rows = [_row(query, objective) for query in ledger.queries()]
-    columns = ["query", "round", "state", "from", "value", "error", "predicted_mean", "predicted_std", "cost"]
+    columns = ["query", "round", "state", "value", "error", "predicted_mean", "predicted_std", "cost", "from"]
     table = pd.DataFrame(rows, columns=columns)
     table["best"] = table["value"].cummax().ffill()
     return table
@@ -67,10 +67,10 @@ def _row(query: Query, objective: str) -> dict[str, Any]:
         "query": query.id,
         "round": query.round,
         "state": str(query.state),
-        "from": str(query.provenance.get("from", "")),
         "value": value_of(query, objective),
         "error": None if evaluation is None else evaluation.error,
         "predicted_mean": query.predicted_mean,
         "predicted_std": query.predicted_std,
         "cost": None if evaluation is None else evaluation.cost,
+        "from": str(query.provenance.get("from", "")),
     }

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine
@@ -92,29 +94,37 @@ class SQLiteFile:
 
     def _migrate(self, engine: Engine, version: int) -> None:
         """Bring the tables up to this version, after a copy of the file as it was."""
+        if not _is_writable(self._path):
+            raise LedgerError(
+                f"{self._path} has schema {version} and cannot be written; copy the campaign to where it can be "
+                f"brought up to schema {SCHEMA_VERSION}"
+            )
         lease = self.lease()
+        # Unchecked until it is done: a table is rebuilt while others refer to it.
+        unchecked = _open(self._path, foreign_keys=False)
         try:
-            backup = self._path.with_name(f"ledger.schema{version}.sqlite")
-            with transaction(engine) as connection:
-                source = connection.connection.driver_connection
-                if isinstance(source, sqlite3.Connection) and not backup.exists():
-                    source.backup(copy := sqlite3.connect(backup))
-                    copy.close()
-            # Unchecked until it is done: a table is rebuilt while others refer to it.
-            unchecked = _open(self._path, foreign_keys=False)
-            try:
-                with transaction(unchecked, writes=True) as connection:
-                    migrations.upgrade(connection, read_version(connection))
-                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-                    if broken:
-                        raise LedgerError(
-                            f"{self._path} refers to rows that are not there ({len(broken)}); it was left at "
-                            f"schema {version}: restore it from a backup"
-                        )
-            finally:
-                unchecked.dispose()
+            self._back_up(engine, version)
+            with transaction(unchecked, writes=True) as connection:
+                migrations.upgrade(connection, read_version(connection))
+                broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                if broken:
+                    raise LedgerError(
+                        f"{self._path} refers to rows that are not there ({len(broken)}); it was left at "
+                        f"schema {version}: restore it from a backup"
+                    )
         finally:
+            unchecked.dispose()
             lease.release()
+
+    def _back_up(self, engine: Engine, version: int) -> None:
+        """Copy the file to ledger.schemaN.sqlite beside it, as it is now."""
+        backup = self._path.with_name(f"ledger.schema{version}.sqlite")
+        fresh = backup.with_name(backup.name + ".new")
+        fresh.unlink(missing_ok=True)
+        with transaction(engine) as connection, closing(sqlite3.connect(fresh)) as copy:
+            source: Any = connection.connection.driver_connection
+            source.backup(copy)
+        os.replace(fresh, backup)
 
 
 def refuse_network(directory: Path, mounts: Path = MOUNTS) -> None:
@@ -146,13 +156,13 @@ def file_system(directory: Path, mounts: Path = MOUNTS) -> str | None:
 
 def _open(path: Path, *, foreign_keys: bool = True) -> Engine:
     """Return an engine on the file, which is created when missing."""
-    is_writable = os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    is_writable = _is_writable(path)
     query: dict[str, str] = {}
     if not is_writable:
         # Read-only media hold no shared memory: the file is read as it is, unless a driver's log lies beside it.
         has_log = path.with_name(path.name + "-wal").exists()
         query = {"uri": "true", "mode": "ro"} | ({} if has_log else {"immutable": "1"})
-    database = str(path) if is_writable else f"file:{path.resolve()}"
+    database = str(path) if is_writable else path.resolve().as_uri()
     engine = engine_on(URL.create("sqlite", database=database, query=query), {})
     pragmas = (*_READING, *(_WRITING if is_writable else ()))
 
@@ -166,6 +176,10 @@ def _open(path: Path, *, foreign_keys: bool = True) -> Engine:
     sqlalchemy.event.listen(engine, "connect", configure)
     sqlalchemy.event.listen(engine, "begin", _begin)
     return engine
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path.parent, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
 
 
 def _begin(connection: Connection) -> None:

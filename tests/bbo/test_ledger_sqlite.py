@@ -114,6 +114,13 @@ class TestVersions:
         with Ledger.open(old) as ledger:
             assert len(ledger.queries()) == 5
 
+    def test_an_old_ledger_that_cannot_be_written_says_so(
+        self, old: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bbo.ledger.sqlite._is_writable", lambda path: False)
+        with pytest.raises(LedgerError, match="has schema 1 and cannot be written; copy the campaign"):
+            Ledger.open(old)
+
     def test_nobody_migrates_under_a_driver(self, old: Path) -> None:
         import fcntl
 
@@ -189,7 +196,7 @@ class TestDisks:
 
     def test_a_directory_that_cannot_be_written_can_be_looked_at(self, tmp_path: Path) -> None:
         """In a process that is not root, whom no permission stops."""
-        home = tmp_path / "run"
+        home = tmp_path / "run 1? #2 %20"
         with create(home).drive() as ledger:
             reserve(ledger, 3)
         for path in (home, home / "ledger.sqlite", home / "lock"):

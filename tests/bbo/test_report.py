@@ -306,7 +306,7 @@ class TestStates:
         assert "Unfinished: 31 of 40 queries spent, 0 failed, 30 in doubt" in page.text
         listed = {row[0]: row[1] for row in page.rows}
         assert all(listed[q.key] == str(q.id) for q in doubted)
-        assert "campaign.tell(QUERY, value)" in page.text
+        assert "bbo resolve CAMPAIGN QUERY" in page.text
         assert page.trace("progress", "in doubt")["x"] == [q.id for q in doubted]
         assert page.trace("progress", "best so far")["y"] == [None] * 30 + [1.0]
 
