@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -97,41 +98,45 @@ class CommandOracle:
         return returned(self._answers(designs, keys))
 
     def _answers(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
-        answers: list[Answer] = []
         with tempfile.TemporaryDirectory(prefix="bbo-") as folder:
+            try:  # all files before the first design is sent: a full disk then costs nothing
+                requests = [self._request(i, designs[i], keys, Path(folder)) for i in range(len(designs))]
+            except (OSError, SafetensorError) as error:
+                return [NotAccepted(f"cannot write the designs for {self.command[0]}: {error}")] * len(
+                    designs
+                )
+            answers: list[Answer] = []
             while (first := len(answers)) < len(designs):
-                its = slice(first, None if self.n_per_call is None else first + self.n_per_call)
+                last = None if self.n_per_call is None else first + self.n_per_call
                 try:
-                    answers += self._one_process(designs[its], keys and keys[its], first, Path(folder))
+                    answers += self._one_process(requests[first:last])
                 except NotAccepted as refusal:
                     answers += [refusal] * (len(designs) - len(answers))
-        return answers
+            return answers
 
-    def _one_process(
-        self, designs: Float[Tensor, "n *design"], keys: Keys, first: int, folder: Path
-    ) -> list[Answer]:
-        """Return the answers for these designs up to the first at which the program ended or lost its place."""
+    def _request(
+        self, i: int, design: Float[Tensor, "*design"], keys: Keys, folder: Path
+    ) -> dict[str, object] | Evaluation:
+        """Return what the program is asked for a design, or why there is nothing to ask."""
+        if (fault := not_finite(design)) is not None:  # JSON has no word for it
+            return Evaluation.failed(fault)
+        told: dict[str, object] = {"id": i} if keys is None else {"id": i, "key": keys[i]}
+        if not self.design_as_file:
+            return {**told, "design": as_lists(design)}
+        path = folder / f"{i}.safetensors"
+        save_file({"design": design.detach().cpu().contiguous()}, path)
+        return {**told, "design_file": str(path)}
+
+    def _one_process(self, requests: Sequence[dict[str, object] | Evaluation]) -> list[Answer]:
+        """Return the answers to these requests up to the first at which the program ended or lost its place."""
         answers: list[Answer] = []
         with started(self.command, self._resolved(), Path(self.directory)) as process:
             talk = Conversation(process)
-            for i, design in enumerate(designs):
-                if (fault := not_finite(design)) is not None:  # JSON has no word for it
-                    answers.append(Evaluation.failed(fault))
-                    continue
-                request: dict[str, object] = {"id": first + i}
-                if keys is not None:
-                    request["key"] = keys[i]
-                if self.design_as_file:
-                    path = folder / f"{first + i}.safetensors"
-                    save_file({"design": design.detach().cpu().contiguous()}, path)
-                    request["design_file"] = str(path)
-                else:
-                    request["design"] = as_lists(design)
-                message = self._asked(talk, request)
-                if isinstance(message, Mapping):
-                    answers.append(answer_of(message))
-                else:
-                    return [*answers, message]
+            for request in requests:
+                message = request if isinstance(request, Evaluation) else self._asked(talk, request)
+                answers.append(answer_of(message) if isinstance(message, Mapping) else message)
+                if message is not request and not isinstance(message, Mapping):
+                    return answers
             talk.finish()
         return answers
 

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from oracles import processes
 from oracles.calls import Answer, Keys, call, late, parts
-from oracles.errors import OracleError
+from oracles.errors import NotAccepted, OracleError
 from oracles.messages import answer_of, message_of, parsed
 from oracles.wrappers import Wrapper
 
@@ -54,13 +54,10 @@ class TimeLimited(Wrapper):
         ]
 
     def _limited(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
-        with _FORKING:
-            ours, theirs = _FORK.Pipe(duplex=False)
-            alive, holder = os.pipe()
-            child = _FORK.Process(target=self._work, args=(theirs, alive, holder, designs, keys))
-            child.start()
-            theirs.close()
-            os.close(alive)
+        try:
+            child, ours, holder = self._started(designs, keys)
+        except OSError as error:
+            return [NotAccepted(f"no process can be started: {error}")] * len(designs)
         try:
             is_there = ours.poll(self.seconds)
             told = ours.recv_bytes() if is_there else b""
@@ -79,6 +76,24 @@ class TimeLimited(Wrapper):
         if not isinstance(messages, list):
             raise OracleError(f"the process of the oracle must send a list, got {type(messages).__name__}")
         return [answer_of(message) for message in messages]
+
+    def _started(
+        self, designs: Float[Tensor, "n *design"], keys: Keys
+    ) -> tuple[multiprocessing.process.BaseProcess, Connection, int]:
+        """Return the child, the pipe of its answers, and the end of a pipe whose closing tells it to die."""
+        with _FORKING, ExitStack() as ends:  # those of the child
+            ours, theirs = _FORK.Pipe(duplex=False)
+            ends.callback(theirs.close)
+            alive, holder = os.pipe()
+            ends.callback(os.close, alive)
+            child = _FORK.Process(target=self._work, args=(theirs, alive, holder, designs, keys))
+            try:
+                child.start()
+            except OSError:
+                ours.close()
+                os.close(holder)
+                raise
+        return child, ours, holder
 
     def _work(
         self, answers: Connection, alive: int, holder: int, designs: Float[Tensor, "n *design"], keys: Keys

@@ -100,16 +100,20 @@ class XfoilOracle:
     def _one(self, design: Float[np.ndarray, " 18"]) -> Answer:
         if (reason := fault(design)) is not None:
             return Evaluation.failed(reason)
-        with tempfile.TemporaryDirectory(prefix="bbo-xfoil-") as folder:
-            points = contour(design, _N_STATIONS)
-            np.savetxt(Path(folder) / "foil.dat", points, fmt="%.7f", header="foil", comments="")
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix="bbo-xfoil-") as folder:
+                points = contour(design, _N_STATIONS)
+                np.savetxt(Path(folder) / "foil.dat", points, fmt="%.7f", header="foil", comments="")
                 with started([self.executable], _WHOLE_OUTPUT, Path(folder)) as process:
                     printed, _ = process.communicate(self._commands().encode(), self.timeout_s)
-            except NotAccepted as refusal:
-                return refusal
-            except subprocess.TimeoutExpired:
-                return late(f"xfoil gave no answer within {self.timeout_s:g} s and was killed", True)
+        except NotAccepted as refusal:
+            return refusal
+        except OSError as error:
+            return NotAccepted(f"cannot write the airfoil for {self.executable}: {error}")
+        except subprocess.TimeoutExpired:
+            return late(
+                f"xfoil gave no answer within {self.timeout_s:g} s and was killed", is_idempotent=True
+            )
         return judged(printed.decode(errors="replace"), ending(process.returncode))
 
     def _commands(self) -> str:

@@ -149,6 +149,19 @@ def test_big_designs_go_by_file(tmp_path):
     assert answers[0].metadata == {"shape": [3, 64, 64]}
 
 
+def test_a_full_disk_is_noticed_before_anything_is_sent(tmp_path, monkeypatch):
+    def full(tensors, path):
+        if path.name == "2.safetensors":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("oracles.command.save_file", full)
+    oracle = program(tmp_path, f"open({str(tmp_path / 'asked')!r}, 'w')", design_as_file=True)
+    answers = call(oracle, DESIGNS)
+    assert values(answers) == [NotAccepted] * 4
+    assert "No space left on device" in str(answers[0])
+    assert not (tmp_path / "asked").exists()
+
+
 def test_a_big_design_that_the_program_reads_slowly_does_not_block(tmp_path):
     oracle = program(
         tmp_path, "print('x' * 200_000, flush=True); say(id=ask['id'], value=sum(map(sum, ask['design'])))"

@@ -435,6 +435,16 @@ def test_a_child_that_dies_is_noticed_at_once():
     assert "was ended by SIGKILL before it answered" in answers[1].error
 
 
+def test_where_no_process_can_be_started_nothing_was_charged(monkeypatch):
+    def full():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", full)
+    answers = call(TimeLimited(PLAIN, 1.0), DESIGNS)
+    assert values(answers) == [NotAccepted] * 4
+    assert "Resource temporarily unavailable" in str(answers[0])
+
+
 def test_answers_cross_the_border_whole():
     rich = Evaluation({"a": 0.1, "b": 1e-300}, None, {"a": 0.5}, 2.5, {"note": "x", "odd": {1, 2}})
     inside = Scripted([[rich, Evaluation.failed("bad", why=[1]), NotAccepted("no"), Unanswered("?")]])

@@ -123,6 +123,15 @@ def test_xfoil_that_has_gone_was_not_accepted(tmp_path):
     assert [type(answer) for answer in call(oracle, foils(2))] == [NotAccepted] * 2
 
 
+def test_a_full_disk_is_no_fault_of_the_design(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savetxt", full)
+    (answer,) = call(fake(tmp_path, ""), foils(1))
+    assert isinstance(answer, NotAccepted)
+
+
 @pytest.mark.parametrize(
     ("printed", "said"),
     [
