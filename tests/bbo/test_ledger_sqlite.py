@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -194,15 +195,19 @@ class TestDisks:
                 act()
         assert not (tmp_path / "new" / "ledger.sqlite").exists()
 
-    def test_a_directory_that_cannot_be_written_can_be_looked_at(self, tmp_path: Path) -> None:
+    def test_a_directory_that_cannot_be_written_can_be_looked_at(self) -> None:
         """In a process that is not root, whom no permission stops."""
-        home = tmp_path / "run 1? #2 %20"
+        with tempfile.TemporaryDirectory() as name:
+            open_to_all = Path(name)
+            open_to_all.chmod(0o755)
+            self.look_from_outside(open_to_all)
+
+    def look_from_outside(self, folder: Path) -> None:
+        home = folder / "run 1? #2 %20"
         with create(home).drive() as ledger:
             reserve(ledger, 3)
         for path in (home, home / "ledger.sqlite", home / "lock"):
             path.chmod(path.stat().st_mode & 0o555)
-        for parent in (tmp_path, *tmp_path.parents[:2]):
-            parent.chmod(0o755)
         code = (
             "import os, sys; from pathlib import Path; from bbo.ledger import Ledger\n"
             "from bbo.errors import BboError\n"
@@ -212,12 +217,13 @@ class TestDisks:
             "try: ledger.drive()\n"
             "except BboError as error: print(error)"
         )
-        command = [sys.executable, "-c", code, str(home), str(tmp_path / "warm")]
+        command = [sys.executable, "-c", code, str(home), str(folder / "warm")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[0] == "3"
         assert "cannot open the lock" in done.stdout.splitlines()[1]
         assert sorted(path.name for path in home.iterdir()) == ["blobs", "ledger.sqlite", "lock"]
+        home.chmod(0o755)
 
     def test_a_copy_is_a_campaign_of_its_own(
         self, ledger: Ledger, tmp_path_factory: pytest.TempPathFactory
