@@ -10,9 +10,9 @@ Opening an existing directory continues what is there: reserved queries are paid
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -22,31 +22,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bbo import seeds, tables
-from bbo.config.describe import check_same, describe, describe_oracle, describe_prior
-from bbo.errors import BboError, CampaignError, ConfigError, ConfigMismatchError
+from bbo import desk, seeds, tables
+from bbo.config.describe import (
+    describe,
+    describe_oracle,
+    describe_prior,
+    digest,
+)
+from bbo.config.secrets import secrets_of
+from bbo.desk import Asked
+from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
 from bbo.executor import Executor, LocalExecutor, standardized
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import ask, run_round
+from bbo.opening import as_oracle, opened
 from bbo.progress import Listener, Progress
 from bbo.proposals import Candidates, Method, Observations
+from bbo.recovery import leave_open, settle
 from bbo.settings import InDoubt, Settings, check_parts, describe_settings
+from bbo.stages import STAGES, RecallingExecutor, forget
 from bbo.steering import SteeredPrior
 from oracles.answers import as_evaluation
 from oracles.base import Oracle
-from oracles.callables import ByHand, FunctionOracle
+from oracles.callables import ByHand
+from oracles.calls import Answer
 from oracles.evaluation import VALUE, Evaluation
 from smc.prior import Prior
 from surrogate.features import Encoder
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A design to be evaluated by somebody else."""
-
-    id: int
-    """What `tell` wants to know."""
-    design: np.ndarray
 
 
 class Campaign:
@@ -69,7 +71,8 @@ class Campaign:
         self.settings = settings
         self._listener = listener
         self._tensors: dict[str, dict[str, Tensor]] = {}
-        self._n_rounds = len(ledger.rounds())
+        self._n_rounds = ledger.n_rounds()
+        self._secrets = list(secrets_of(oracle))
         self._progress = Progress(settings.budget)
 
     @classmethod
@@ -86,6 +89,7 @@ class Campaign:
         objective: str = VALUE,
         in_doubt: InDoubt | str = InDoubt.COUNT_AS_SPENT,
         encoder: Encoder | None = None,
+        database: str | None = None,
         listener: Listener | None = None,
     ) -> Campaign:
         """Create the campaign in `directory`, or continue the one that is there.
@@ -94,6 +98,7 @@ class Campaign:
             a campaign that is asked and told by hand.
         method: how candidates are made; None for `SteeredPrior()`.
         encoder: design → surrogate features; None standardises the designs over draws from the prior.
+        database: URL of a PostgreSQL database for the ledger's tables; None keeps them in the directory.
         listener: is told the progress after every stage.
 
         Raises ConfigError for settings that make no sense, CampaignError when oracle and prior disagree about
@@ -103,7 +108,7 @@ class Campaign:
         if in_doubt not in list(InDoubt):
             raise ConfigError(f"in_doubt must be one of {', '.join(InDoubt)}, got {in_doubt!r}")
         settings = Settings(budget, batch_size, seed, objective, InDoubt(in_doubt))
-        black_box = _as_oracle(oracle)
+        black_box = as_oracle(oracle)
         chosen = SteeredPrior() if method is None else method
         check_parts(prior, black_box, settings)
         config = {
@@ -113,7 +118,7 @@ class Campaign:
             "method": describe(chosen),
             "encoder": describe(encoder),
         }
-        ledger = _opened(Path(directory), settings.budget, config)
+        ledger = opened(Path(directory), settings, config, database)
         try:
             executor = LocalExecutor(prior, encoder or standardized(prior, seed))
             campaign = cls(
@@ -141,13 +146,13 @@ class Campaign:
             raise CampaignError(
                 "this campaign has no oracle to run; use ask and tell, or open it with an oracle"
             )
-        if self.settings.in_doubt is InDoubt.RETRY:
-            self.ledger.retry([q.id for q in self.ledger.queries({QueryState.IN_DOUBT})])
+        settle(self.ledger, self.oracle, self.settings.in_doubt, self._tell)
         try:
             while (n := self._next_batch()) > 0:
                 self._show(seconds={}, last=(), n_in_round=n)
                 run_round(self, n)
                 self._check_any_outcome()
+            forget(self.ledger.directory / STAGES)  # of a driver that was killed just after it had reserved
         except BaseException:
             with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
                 self.ledger.doubt_sent()  # nobody will answer them any more
@@ -156,26 +161,71 @@ class Campaign:
     def ask(self, n: int | None = None) -> list[Asked]:
         """Return designs for somebody else to evaluate; they count as sent. n: None for a whole batch.
 
-        Designs that were proposed and never sent come first. Raises BudgetError when fewer than n queries are left.
+        Designs that were proposed and never sent come first; what is pending already is taken into account for
+        the others. Raises BudgetError when fewer than n queries are left.
         """
         if n is not None and n < 1:
             raise ConfigError(f"ask for at least 1 design, got {n}")
+        n = self.settings.batch_size if n is None else n
+        counts, budget = self.ledger.counts(), self.ledger.budget
+        if n > (left := budget - counts.n + counts.reserved):  # before anything is sampled
+            raise BudgetError(
+                f"{left} of {budget} queries are left, so {n} do not fit; ask for fewer, or raise the budget"
+            )
         self._show(seconds={}, last=())
-        queries = ask(self, self.settings.batch_size if n is None else n)
-        self.send(queries)
-        return self._asked(queries)
+        queries = ask(self, n)
+        self.send(queries, is_asked=True)
+        return desk.as_asked(self.ledger, queries)
 
     def pending(self) -> list[Asked]:
         """Return the designs that were asked for and have no answer yet, those of earlier processes too."""
-        return self._asked(self.ledger.queries({QueryState.SENT, QueryState.IN_DOUBT}))
+        return desk.as_asked(self.ledger, desk.awaited(self.ledger))
 
     def tell(self, query_id: int, answer: object) -> None:
         """Note the answer to a query that was asked: a number, named numbers, or an `Evaluation`.
 
-        Anything else, NaN included, makes the query a failed one with that reason. Raises LedgerError for a
-        query that was never sent or was answered before.
+        Anything else, NaN included, makes the query a failed one with that reason; several measurements of one
+        design become one answer by `bbo.exchange.replicates`. Raises LedgerError for a query that was never sent
+        or was answered before.
         """
         self._tell({query_id: as_evaluation(answer)})
+
+    def tell_new(
+        self, designs: np.ndarray, answers: Sequence[object], source: str = "told by hand"
+    ) -> list[int]:
+        """Note designs that somebody measured on their own, one a row, and return the numbers they are given.
+
+        The campaign learns from them; they take no place in its budget. What was given before, with the same
+        answer, is left out. Raises CampaignError for designs of another shape.
+        """
+        evaluations = [as_evaluation(answer) for answer in answers]
+        if len(evaluations) != len(designs):
+            raise CampaignError(f"expected one answer a design, got {len(evaluations)} for {len(designs)}")
+        queries = desk.give(self.ledger, _as_designs(designs), evaluations, source)
+        self._show_counts(best=self.ledger.best_value(self.settings.objective))
+        self._n_rounds = self.ledger.n_rounds()
+        return [query.id for query in queries]
+
+    def edit(self, query_id: int, design: np.ndarray, why: str = "") -> Asked:
+        """Put an edited design in the place of one that was asked for and not evaluated; return the new query."""
+        query = desk.edit(self.ledger, query_id, _as_designs(design), why)
+        self._n_rounds = self.ledger.n_rounds()
+        return desk.as_asked(self.ledger, [query])[0]
+
+    def reject(self, query_ids: Sequence[int], why: str = "") -> None:
+        """Refuse designs that were asked for, before anything was paid: their places in the budget are free again."""
+        self.ledger.reject(query_ids, why)
+        self._show_counts()
+
+    def abandon(self, query_ids: Sequence[int], why: str = "") -> None:
+        """Give up waiting for answers, of queries in doubt too. They stay spent; a late answer is still welcome."""
+        self.ledger.abandon(query_ids, why)
+        self._show_counts()
+
+    def retry(self, query_ids: Sequence[int], why: str = "decided by hand") -> None:
+        """Send queries in doubt once more, in the next round; they may be paid twice then."""
+        self.ledger.retry(query_ids, why)
+        self._show_counts()
 
     def close(self) -> None:
         """Let another process drive the campaign."""
@@ -212,22 +262,18 @@ class Campaign:
         return torch.stack([self._artifact(q.artifact)["design"][q.row] for q in queries])
 
     def observations(self) -> Observations:
-        """Return everything that was answered, as features and outcomes."""
+        """Return everything that was answered, as features and outcomes, and what is under way."""
         answered = self.ledger.queries({QueryState.DONE, QueryState.FAILED})
         if not answered:
-            empty = torch.empty(0, dtype=torch.float64)
-            return Observations(torch.empty(0, 0), empty.bool(), empty)
-        done = [q.evaluation for q in answered if q.evaluation is not None and q.evaluation.error is None]
-        name = self.settings.objective
-        noise = [e.noise_std.get(name) for e in done]
-        return Observations(
-            X=self.executor.encode(self.designs(answered)),
-            is_feasible=torch.tensor([q.state == QueryState.DONE for q in answered]),
-            y=torch.tensor([e.outcomes[name] for e in done], dtype=torch.float64),
-            noise_std=torch.tensor([s for s in noise if s is not None], dtype=torch.float64)
-            if done and all(s is not None for s in noise)
-            else None,
-        )
+            return Observations.none()
+        under_way = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
+        pending = self.executor.encode(self.designs(under_way)) if under_way else None
+        X = self.executor.encode(self.designs(answered))
+        return Observations.of(X, answered, self.settings.objective, pending)
+
+    def recalling(self, observed: Observations) -> Executor:
+        """Return the executor, which keeps on disk what it samples from these observations until it is reserved."""
+        return RecallingExecutor(self.executor, self.ledger.directory / STAGES, digest(observed))
 
     def reserve(self, candidates: Candidates) -> list[Query]:
         """Write candidates to the ledger as the next round's queries; their tensors are on disk before."""
@@ -246,17 +292,28 @@ class Campaign:
         artifact = self.ledger.blobs.put_tensors(tensors)
         summary = {**candidates.summary, "seconds": dict(self._progress.seconds)}
         queries = self.ledger.reserve(number, seed, proposals, artifact, summary)
+        forget(self.ledger.directory / STAGES)
         self._n_rounds += 1
         self._show(round=number, ess_share=candidates.summary.get("ess_share"))
         return queries
 
-    def send(self, queries: Sequence[Query]) -> None:
-        """Write down that these queries are about to be paid."""
-        self.ledger.send([q.id for q in queries])
+    def send(self, queries: Sequence[Query], *, is_asked: bool = False) -> None:
+        """Write down that these queries are about to be paid; is_asked: people are asked, and no oracle."""
+        self.ledger.send([q.id for q in queries], is_asked=is_asked)
 
-    def tell_group(self, queries: Sequence[Query], evaluations: Sequence[Evaluation]) -> None:
-        """Write down the oracle's answers to queries that were sent together."""
-        self._tell({q.id: e for q, e in zip(queries, evaluations, strict=True)})
+    def tell_group(self, queries: Sequence[Query], answers: Sequence[Answer]) -> None:
+        """Write down the oracle's answers to queries that were sent together, and which of them have none.
+
+        Raises CampaignError when the oracle did not accept some, or answered none: it is out of reach.
+        """
+        found = {query.id: answer for query, answer in zip(queries, answers, strict=True)}
+        told = {id_: answer for id_, answer in found.items() if isinstance(answer, Evaluation)}
+        if told:
+            self._tell(told)
+        missing = {id_: a for id_, a in found.items() if not isinstance(a, Evaluation)}
+        if missing:
+            leave_open(self.ledger, self.oracle.name, missing, n_told=len(told))
+            self._show_counts()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -270,14 +327,11 @@ class Campaign:
             self._show(stage=None, seconds={**self._progress.seconds, name: spent})
 
     # ------------------------------------------------------------------- inside
-    def _asked(self, queries: Sequence[Query]) -> list[Asked]:
-        return [Asked(query.id, self.designs([query])[0].numpy()) for query in queries]
-
     def _recover(self) -> None:
         """Take up what an earlier driver left: queries it sent and never saw answered are in doubt."""
         self.ledger.doubt_sent()
         number = self._n_rounds - 1
-        best = tables.best_value(self.ledger, self.settings.objective)
+        best = self.ledger.best_value(self.settings.objective)
         self._show_counts(best=best, round=None if number < 0 else number)
 
     def _check_any_outcome(self) -> None:
@@ -290,19 +344,17 @@ class Campaign:
             )
 
     def _next_batch(self) -> int:
-        waiting = len(self.reserved())
-        return min(self.settings.batch_size, waiting or self.ledger.budget - self.ledger.counts().n)
+        counts = self.ledger.counts()
+        return min(self.settings.batch_size, counts.reserved or self.ledger.budget - counts.n)
 
     def _artifact(self, sha256: str) -> dict[str, Tensor]:
         if sha256 not in self._tensors:
             self._tensors[sha256] = self.ledger.blobs.get_tensors(sha256)
         return self._tensors[sha256]
 
-    def _tell(self, evaluations: dict[int, Evaluation]) -> None:
-        name = self.settings.objective
-        told = {id_: _with_objective(evaluation, name) for id_, evaluation in evaluations.items()}
-        self.ledger.tell(told)
-        values = [e.outcomes.get(name) for e in told.values()]
+    def _tell(self, evaluations: Mapping[int, Evaluation]) -> None:
+        told = desk.tell(self.ledger, evaluations, self._secrets)
+        values = [e.outcomes.get(self.settings.objective) for e in told.values()]
         known = [value for value in (self._progress.best, *values) if value is not None]
         self._show_counts(last=(*self._progress.last, *values), best=max(known, default=None))
 
@@ -316,37 +368,5 @@ class Campaign:
             self._listener(self._progress)
 
 
-def _as_oracle(oracle: Oracle | Callable[[np.ndarray], object] | None) -> Oracle:
-    if oracle is None:
-        return ByHand()
-    return oracle if isinstance(oracle, Oracle) else FunctionOracle(oracle)
-
-
-def _opened(directory: Path, budget: int, config: dict[str, object]) -> Ledger:
-    """Return the ledger, created or checked against `config`, with this process as its driver."""
-    if not Ledger.exists(directory):
-        Ledger.create(directory, name=directory.name, budget=budget, config=config).close()
-    ledger = Ledger.open(directory)
-    try:
-        check_same(ledger.config, config, str(directory))
-        if ledger.budget != budget:
-            mend = f"raise it with: bbo budget {directory} {budget}"
-            if budget < ledger.budget:
-                mend = f"a budget is never lowered; open it with {ledger.budget}"
-            raise ConfigMismatchError(
-                f"the campaign {directory} has a budget of {ledger.budget} queries, got {budget}; {mend}"
-            )
-        ledger.drive()
-    except BaseException:
-        ledger.close()
-        raise
-    return ledger
-
-
-def _with_objective(evaluation: Evaluation, objective: str) -> Evaluation:
-    """Return the evaluation, as a failed one when it lacks the outcome that is to be maximised."""
-    if evaluation.error is not None or objective in evaluation.outcomes:
-        return evaluation
-    reason = f"no outcome {objective!r} among {sorted(evaluation.outcomes)}"
-    paid_for = {**evaluation.metadata, "outcomes": dict(evaluation.outcomes)}
-    return Evaluation(error=reason, cost=evaluation.cost, metadata=paid_for)
+def _as_designs(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array, dtype=np.float32))

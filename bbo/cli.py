@@ -11,6 +11,11 @@ from typing import Annotated
 
 import typer
 
+from bbo.cli_arguments import CampaignPlace, ConfigFile, Overrides, ledger_of
+from bbo.cli_laboratory import laboratory_app
+from bbo.cli_record import record_app
+from bbo.oracle_cli import app as oracle_app
+
 # Before torch is imported: two threads on a busy machine are 40 times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -22,16 +27,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 prior_app = typer.Typer(help="Train priors of your own.", no_args_is_help=True)
+app.add_typer(laboratory_app)
+app.add_typer(record_app)
 app.add_typer(prior_app, name="prior")
+app.add_typer(oracle_app, name="oracle")
 
-ConfigFile = Annotated[Path, typer.Argument(help="Campaign file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Settings to change, written key.path=value.", metavar="[KEY.PATH=VALUE]..."),
-]
-IN_DOUBT = {"count_as_spent": "they count as spent (bbo status lists them)", "retry": "they are asked again"}
-
-Directory = Annotated[Path, typer.Argument(help="Directory of a campaign.", show_default=False)]
+IN_DOUBT = {
+    "count_as_spent": "they count as spent (bbo status lists them)",
+    "retry": "they are asked again",
+    "lookup": "the oracle is asked what became of them",
+    "ask": "decide with bbo resolve",
+}
 
 
 @app.command()
@@ -50,7 +56,7 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
     except KeyboardInterrupt:
         typer.echo("stopped; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
-    best(plan.directory, n=5)
+    best(config if plan.database else plan.directory, n=5)
     typer.echo(f"\nbbo report {plan.directory}   writes the report")
 
 
@@ -71,18 +77,17 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def status(directory: Directory) -> None:
+def status(campaign: CampaignPlace) -> None:
     """Show how far a campaign is. Works while it runs."""
     from bbo.display import print_status
-    from bbo.ledger import Ledger
 
-    with Ledger.open(directory) as ledger:
+    with ledger_of(campaign) as ledger:
         print_status(ledger)
 
 
 @app.command()
 def best(
-    directory: Directory,
+    campaign: CampaignPlace,
     n: Annotated[int, typer.Option("-n", help="How many designs.", min=1)] = 10,
     export: Annotated[
         Path | None,
@@ -94,10 +99,11 @@ def best(
     """Show the best designs so far."""
     from bbo import tables
     from bbo.display import print_best
-    from bbo.ledger import Ledger
+    from bbo.objective import objective_of
 
-    with Ledger.open(directory) as ledger:
-        table = tables.best(ledger, tables.objective_of(ledger), n)
+    with ledger_of(campaign) as ledger:
+        table = tables.best(ledger, objective_of(ledger), n)
+        directory = ledger.directory
     if export is not None:
         export = directory / "best.csv" if str(export) == "csv" else export
         table.to_csv(export, index=False)
@@ -108,28 +114,28 @@ def best(
 
 @app.command()
 def budget(
-    directory: Directory, n: Annotated[int, typer.Argument(help="Queries in all.", show_default=False)]
+    campaign: CampaignPlace, n: Annotated[int, typer.Argument(help="Queries in all.", show_default=False)]
 ) -> None:
     """Raise the budget of a campaign to N queries in all. It is never lowered."""
-    from bbo.ledger import Ledger
-
-    with Ledger.open(directory) as ledger:
+    with ledger_of(campaign) as ledger:
         ledger.drive()
         ledger.raise_budget(n)
-    typer.echo(f"{directory} may spend {n} queries; set campaign.budget to that, and run it again")
+    typer.echo(f"{campaign} may spend {n} queries; set campaign.budget to that, and run it again")
 
 
 @app.command()
 def report(
-    directory: Directory,
+    campaign: CampaignPlace,
     out: Annotated[
         Path | None, typer.Option(help="Where to write it.", show_default="DIRECTORY/report.html")
     ] = None,
 ) -> None:
     """Write the campaign's report: one HTML file that needs no network."""
+    from bbo.config.files import locate
     from bbo.report import write_report
 
-    typer.echo(f"report written to {write_report(directory, out)}")
+    directory, database = locate(campaign)
+    typer.echo(f"report written to {write_report(directory, out, database=database)}")
 
 
 @prior_app.command("train")

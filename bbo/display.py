@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -14,9 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bbo import tables
-from bbo.ledger import Ledger, QueryState
+from bbo.ledger import Ledger, Query, QueryState
+from bbo.objective import objective_of
 from bbo.progress import Listener, Progress
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes half a second, which `bbo status` does not have
 
 N_IN_DOUBT_SHOWN = 20
 
@@ -74,7 +78,7 @@ def _panel(progress: Progress, batch_size: int) -> RenderableType:
 def print_status(ledger: Ledger) -> None:
     """Print how far a campaign is, and every query in doubt."""
     console = Console(highlight=False, markup=False)
-    counts, objective = ledger.counts(), tables.objective_of(ledger)
+    counts, objective = ledger.counts(), objective_of(ledger)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", justify="right")
     facts.add_row("campaign", str(ledger.directory))
@@ -83,15 +87,40 @@ def print_status(ledger: Ledger) -> None:
     facts.add_row(
         "", f"{counts.sent} sent and awaited, {counts.in_doubt} in doubt, {counts.reserved} yet to send"
     )
-    facts.add_row("rounds", str(len(ledger.rounds())))
-    facts.add_row("best", _number(tables.best_value(ledger, objective)))
+    if counts.abandoned or counts.rejected:
+        facts.add_row("", f"{counts.abandoned} abandoned, {counts.rejected} rejected (not spent)")
+    if counts.given:
+        facts.add_row("given", f"{counts.given} measured elsewhere, not from this budget")
+    facts.add_row("rounds", str(ledger.n_rounds()))
+    facts.add_row("best", _number(ledger.best_value(objective)))
     console.print(facts)
     doubted = ledger.queries({QueryState.IN_DOUBT})
     for query in doubted[:N_IN_DOUBT_SHOWN]:
-        sent = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(query.sent_at))
+        sent = _moment(query.sent_at)
         console.print(f"in doubt: query {query.id} of round {query.round}, sent {sent}, key {query.key}")
     if len(doubted) > N_IN_DOUBT_SHOWN:
         console.print(f"and {len(doubted) - N_IN_DOUBT_SHOWN} more in doubt")
+
+
+def print_awaited(queries: Sequence[Query]) -> None:
+    """Print the queries that have no answer yet."""
+    console = Console(highlight=False, markup=False)
+    if not queries:
+        console.print("no answer is awaited")
+    for query in queries:
+        what = "in doubt" if query.state is QueryState.IN_DOUBT else "awaited"
+        console.print(f"{what}: query {query.id} of round {query.round}, sent {_moment(query.sent_at)}")
+
+
+def print_story(lines: Sequence[tuple[str, str]]) -> None:
+    """Print what there is to say of one query."""
+    console = Console(highlight=False, markup=False)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right")
+    grid.add_column(overflow="fold")
+    for what, said in lines:
+        grid.add_row(Text(what), Text(said))
+    console.print(grid)
 
 
 def print_best(table: pd.DataFrame) -> None:
@@ -107,15 +136,19 @@ def print_best(table: pd.DataFrame) -> None:
         shown_table.add_row(
             str(rank),
             _number(row["value"]),
-            _belief(row["predicted_mean"], row["predicted_std"]),
+            _belief(row["predicted_mean"] or math.nan, row["predicted_std"]),
             str(row["query"]),
             str(row["round"]),
         )
     console.print(shown_table)
 
 
+def _moment(seconds: float | None) -> str:
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def _belief(mean: float, std: float) -> str:
-    return "-" if pd.isna(mean) else f"{_number(mean)} ± {_number(std)}"
+    return "-" if math.isnan(mean) else f"{_number(mean)} ± {_number(std)}"
 
 
 def _number(value: float | None) -> str:

@@ -32,5 +32,9 @@ class LedgerError(BboError):
     """The ledger would cease to be true (an illegal transition, an answer told twice), or cannot be read."""
 
 
+class StorageError(LedgerError):
+    """The database refused: no disk, no permission, no connection, or a row that breaks its rules."""
+
+
 class BlobError(BboError):
     """A blob is missing, torn, flipped, or cannot be written."""

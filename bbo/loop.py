@@ -12,13 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
-from torch import Tensor
-
 from bbo.ledger import Query
-from oracles.answers import as_evaluation
-from oracles.base import Oracle
-from oracles.evaluation import Evaluation
+from oracles.calls import call
 
 if TYPE_CHECKING:
     from bbo.campaign import Campaign
@@ -30,32 +25,24 @@ def run_round(campaign: Campaign, n: int) -> None:
     for group in _groups(queries, campaign.oracle.n_per_call):
         campaign.send(group)  # in the ledger before the money is spent
         with campaign.stage("oracle"):
-            evaluations = answers(campaign.oracle, campaign.designs(group))
-        campaign.tell_group(group, evaluations)
+            answers = call(campaign.oracle, campaign.designs(group), [query.key for query in group])
+        campaign.tell_group(group, answers)
 
 
 def ask(campaign: Campaign, n: int) -> list[Query]:
-    """Return queries to pay for: those reserved before a crash come first, and are never sampled again."""
-    if waiting := campaign.reserved():
-        return waiting[:n]
+    """Return n queries to pay for: those reserved before a crash come first, and are never sampled again."""
+    waiting = campaign.reserved()[:n]
+    if len(waiting) == n:
+        return waiting
+    observed = campaign.observations()
     candidates = campaign.method.propose(
-        campaign.observations(), campaign.executor, n, seed=campaign.round_seed(), stage=campaign.stage
+        observed,
+        campaign.recalling(observed),
+        n - len(waiting),
+        seed=campaign.round_seed(),
+        stage=campaign.stage,
     )
-    return campaign.reserve(candidates)
-
-
-def answers(oracle: Oracle, designs: Float[Tensor, "n *design"]) -> list[Evaluation]:
-    """Return one evaluation per design, whatever the oracle does: an oracle that breaks its contract for the
-    group has spent the group's queries, so each of them fails with that reason.
-    """
-    try:
-        evaluations = list(oracle.evaluate(designs))
-    except Exception as error:
-        return [Evaluation.failed(f"{type(error).__name__}: {error}")] * len(designs)
-    if len(evaluations) != len(designs):
-        reason = f"{oracle.name} got {len(designs)} designs and answered {len(evaluations)} evaluations"
-        return [Evaluation.failed(reason)] * len(designs)
-    return [as_evaluation(evaluation) for evaluation in evaluations]
+    return waiting + campaign.reserve(candidates)
 
 
 def _groups(queries: list[Query], size: int | None) -> Iterator[list[Query]]:

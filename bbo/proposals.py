@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bbo.executor import Executor
+from bbo.ledger import Query, QueryState
 from surrogate.base import Dataset, Posterior
 
 
@@ -25,6 +27,34 @@ class Observations:
     y: Float[Tensor, " feasible"]
     """The objective of the feasible rows, in their order."""
     noise_std: Float[Tensor, " feasible"] | None = None
+    pending: Float[Tensor, "m d"] | None = None
+    """Features of designs that are being evaluated, or may have been: nothing is known of them yet, and nobody
+    needs them proposed again. None where there are none."""
+
+    @classmethod
+    def none(cls) -> Observations:
+        """Return what is known before the first answer."""
+        empty = torch.empty(0, dtype=torch.float64)
+        return cls(torch.empty(0, 0), empty.bool(), empty)
+
+    @classmethod
+    def of(
+        cls,
+        X: Float[Tensor, "n d"],
+        queries: Sequence[Query],
+        objective: str,
+        pending: Float[Tensor, "m d"] | None,
+    ) -> Observations:
+        """Return the answers to these queries, whose features are X; noise where it is known of every outcome."""
+        done = [q.evaluation for q in queries if q.evaluation is not None and q.evaluation.error is None]
+        noise = [e.noise_std[objective] for e in done if objective in e.noise_std]
+        return cls(
+            X=X,
+            is_feasible=torch.tensor([q.state == QueryState.DONE for q in queries]),
+            y=torch.tensor([e.outcomes[objective] for e in done], dtype=torch.float64),
+            noise_std=torch.tensor(noise, dtype=torch.float64) if done and len(noise) == len(done) else None,
+            pending=pending,
+        )
 
     def standardised(self) -> tuple[Dataset, float, float]:
         """Return the feasible rows with outcomes of mean 0 and std 1, and the mean and std they had.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from bbo.errors import CampaignError, ConfigError
-from oracles.base import Oracle
+from oracles.base import Lookup, Oracle
 from oracles.evaluation import VALUE
 from smc.prior import Prior
 
@@ -18,6 +18,10 @@ class InDoubt(StrEnum):
     """It stays in doubt, is shown, and its place in the budget is gone."""
     RETRY = "retry"
     """It is asked again; only for oracles that declare themselves idempotent."""
+    LOOKUP = "lookup"
+    """The oracle is asked what became of it; only for oracles that remember (`oracles.base.Lookup`)."""
+    ASK = "ask"
+    """A person decides (`bbo resolve`); the campaign does not run before."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:
     if oracle.n_per_call is not None and oracle.n_per_call < 1:
         raise ConfigError(
             f"n_per_call of the oracle must be at least 1, or null for all, got {oracle.n_per_call}"
+        )
+    if settings.in_doubt is InDoubt.LOOKUP and not isinstance(oracle, Lookup):
+        raise ConfigError(
+            f"in_doubt is 'lookup', but the oracle {oracle.name!r} has no lookup(key); use 'count_as_spent', "
+            "or 'ask' to decide by hand"
         )
     if settings.in_doubt is InDoubt.RETRY and not oracle.is_idempotent:
         raise ConfigError(

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bbo import seeds
+from bbo.config.describe import digest
 from bbo.diagnostics import summarise, traces
 from bbo.errors import ConfigError
 from bbo.executor import Executor, SampleRequest
@@ -21,7 +24,7 @@ from bbo.selection import Pick, draw_from_islands
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
 from surrogate.acquisition import UCB, Acquisition, Thompson
-from surrogate.base import SurrogateModel
+from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.feasibility import FeasibilityModel, GPFeasibility
 from surrogate.gp import ExactGP
 
@@ -62,16 +65,20 @@ class SteeredPrior:
             return self._propose_from_prior(executor, n, seed, stage)
         with stage("fit"):
             potential = self.fit(observed, seed)
+        requests = self._requests(seed)
         with stage("sample"):
-            results = executor.sample(potential, self._requests(seed))
+            results = executor.sample(potential, requests)
         with stage("select"):
             picks = draw_from_islands(results, n, seeds.generator(seed, "select"))
-            return _candidates(picks, results, executor, potential)
+            return _candidates(picks, requests, results, executor, potential)
 
     def fit(self, observed: Observations, seed: int) -> Potential:
         """Return what the round believes and wants. Raises FitError when the surrogate cannot be fitted."""
         data, y_mean, y_std = observed.standardised()
         surrogate = self.surrogate.fit(data, generator=seeds.generator(seed, "surrogate"))
+        if observed.pending is not None:
+            believed = _believing(data, surrogate, observed.pending)
+            surrogate = self.surrogate.fit(believed, generator=seeds.generator(seed, "surrogate"))
         feasibility = None
         if self.feasibility is not None:
             feasibility = self.feasibility.fit(
@@ -87,14 +94,34 @@ class SteeredPrior:
 
     def _propose_from_prior(self, executor: Executor, n: int, seed: int, stage: Stage) -> Candidates:
         plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=self.sampler.max_batch)
+        requests = [SampleRequest(plain, seeds.derive(seed, "sample", 0))]
         with stage("sample"):
-            results = executor.sample(None, [SampleRequest(plain, seeds.derive(seed, "sample", 0))])
+            results = executor.sample(None, requests)
         picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
-        return _candidates(picks, results, executor, None)
+        return _candidates(picks, requests, results, executor, None)
+
+
+def _believing(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:
+    """Return the data with the surrogate's mean at the pending designs added as if it had been observed there.
+
+    A fit to them keeps the mean and takes the uncertainty away, and with it the reason to propose such designs
+    again ("kriging believer": Ginsbourger, Le Riche and Carraro 2010). Known noise is taken as that of the median
+    observation.
+    """
+    with torch.no_grad():
+        y = surrogate.posterior(pending.double()).mean
+    noise_std = data.noise_std
+    if noise_std is not None:
+        noise_std = torch.cat([noise_std, noise_std.median().expand(len(y))])
+    return Dataset(torch.cat([data.X, pending.to(data.X)]), torch.cat([data.y, y.to(data.y)]), noise_std)
 
 
 def _candidates(
-    picks: Sequence[Pick], results: Sequence[SMCResult], executor: Executor, potential: Potential | None
+    picks: Sequence[Pick],
+    requests: Sequence[SampleRequest],
+    results: Sequence[SMCResult],
+    executor: Executor,
+    potential: Potential | None,
 ) -> Candidates:
     """Return the picked particles as designs, with the belief about each."""
     x0 = torch.stack([results[pick.shard].x0[pick.row] for pick in picks])
@@ -102,6 +129,7 @@ def _candidates(
     provenance: list[dict[str, object]] = [
         {
             "from": "prior" if potential is None else "target",
+            "sample_seed": requests[p.shard].seed,
             "shard": p.shard,
             "island": p.island,
             "row": p.row,
@@ -118,5 +146,5 @@ def _candidates(
                 provenance, potential.feasibility.log_probability(X).tolist(), strict=True
             ):
                 told["log_p_feasible"] = log_p
-    summary = {"y_std": potential.y_std, **summarise(results)}
+    summary = {"belief": digest(potential), "y_std": potential.y_std, **summarise(results)}
     return Candidates(x0, designs, provenance, predicted, summary, traces(results))

@@ -5,25 +5,26 @@ Reads the ledger only, so it works while another process drives the campaign. Ne
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from safetensors.numpy import load
 
+from bbo.errors import BlobError
 from bbo.ledger import Ledger, Query, QueryState
+from bbo.objective import value_of
 
 
 def history(ledger: Ledger, objective: str) -> pd.DataFrame:
     """Return one row a query, in the order in which they were proposed.
 
-    Columns: query, round, state, value (NaN without an answer), error, predicted_mean, predicted_std, cost, and
-    best: the best value up to and with this query.
+    Columns: query, round, state, value (NaN without an answer), error, predicted_mean, predicted_std, cost, from
+    (prior, target, edited or given), and best: the best value up to and with this query.
     """
     rows = [_row(query, objective) for query in ledger.queries()]
-    columns = ["query", "round", "state", "value", "error", "predicted_mean", "predicted_std", "cost"]
+    columns = ["query", "round", "state", "value", "error", "predicted_mean", "predicted_std", "cost", "from"]
     table = pd.DataFrame(rows, columns=columns)
     table["best"] = table["value"].cummax().ffill()
     return table
@@ -35,29 +36,29 @@ def best(ledger: Ledger, objective: str, n: int) -> pd.DataFrame:
     table = pd.DataFrame([_row(query, objective) for query in done])
     if table.empty:
         return table
-    designs = {sha: load(ledger.blobs.get_bytes(sha))["design"] for sha in {query.artifact for query in done}}
-    coordinates = np.stack([designs[query.artifact][query.row].reshape(-1) for query in done])
-    names = [f"x{i}" for i in range(coordinates.shape[1])]
     table = table.drop(columns=["state", "error"])
-    return pd.concat([table, pd.DataFrame(coordinates, columns=names)], axis=1)
+    return pd.concat([table, coordinates(designs(ledger, done))], axis=1)
 
 
-def objective_of(ledger: Ledger) -> str:
-    """Return the name of the outcome that the campaign maximises."""
-    settings: Any = ledger.config["campaign"]
-    return str(settings["objective"])
+def designs(ledger: Ledger, queries: Sequence[Query]) -> np.ndarray:
+    """Return the designs of these queries, one a row of the first axis, as they were reserved.
+
+    Raises BlobError, with the query's number, when a design cannot be read.
+    """
+    stored: dict[str, np.ndarray] = {}
+    for query in queries:
+        if query.artifact not in stored:
+            try:
+                stored[query.artifact] = load(ledger.blobs.get_bytes(query.artifact))["design"]
+            except BlobError as error:
+                raise BlobError(f"the design of query {query.id} is lost: {error}") from error
+    return np.stack([stored[query.artifact][query.row] for query in queries])
 
 
-def best_value(ledger: Ledger, objective: str) -> float | None:
-    """Return the best value so far; None before the first."""
-    values = [value_of(query, objective) for query in ledger.queries({QueryState.DONE})]
-    return max(values, default=None)
-
-
-def value_of(query: Query, objective: str) -> float:
-    """Return the objective of a query, NaN where it has none."""
-    outcomes: Mapping[str, float] = {} if query.evaluation is None else query.evaluation.outcomes
-    return outcomes.get(objective, math.nan)
+def coordinates(designs: np.ndarray) -> pd.DataFrame:
+    """Return designs as a table, one column for every number of a design: x0, x1, …"""
+    flat = designs.reshape(len(designs), -1)
+    return pd.DataFrame(flat, columns=[f"x{i}" for i in range(flat.shape[1])])
 
 
 def _row(query: Query, objective: str) -> dict[str, Any]:
@@ -71,4 +72,5 @@ def _row(query: Query, objective: str) -> dict[str, Any]:
         "predicted_mean": query.predicted_mean,
         "predicted_std": query.predicted_std,
         "cost": None if evaluation is None else evaluation.cost,
+        "from": str(query.provenance.get("from", "")),
     }

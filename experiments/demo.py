@@ -21,11 +21,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bbo import tables
 from bbo.cli import refusals
 from bbo.config.plan import Plan, load_plan
 from bbo.display import shown
 from bbo.ledger import Ledger
+from bbo.objective import value_of
 from bbo.report import write_report
 from experiments.problems.airfoil import CONFIG, best_and_top, data_designs, prior_designs, values
 
@@ -51,7 +51,7 @@ def main() -> None:
 def comparison(plan: Plan) -> Table:
     """Return the campaign beside the real airfoils and beside as many samples of the prior alone."""
     with Ledger.open(plan.directory) as ledger:
-        found = np.array([tables.value_of(query, "value") for query in ledger.queries()])
+        found = np.array([value_of(query, "value") for query in ledger.queries()])
     rows = {
         f"data: {len(data_designs())} real airfoils": values(data_designs()),
         f"prior alone: {len(found)} samples": values(prior_designs(len(found), seed=plan.settings.seed)),

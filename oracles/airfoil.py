@@ -23,21 +23,10 @@ from torch import Tensor
 from oracles.base import Reference
 from oracles.errors import OracleError
 from oracles.evaluation import VALUE, Evaluation
-from oracles.kulfan import (
-    LEADING_EDGE,
-    LOWER,
-    N_PARAMETERS,
-    TRAILING_EDGE,
-    UPPER,
-    cosine_stations,
-    surfaces,
-)
+from oracles.kulfan import LEADING_EDGE, LOWER, N_PARAMETERS, TRAILING_EDGE, UPPER, contour, fault
 from oracles.uiuc import load_uiuc
 
 MODEL_SIZES = ("xxsmall", "xsmall", "small", "medium", "large", "xlarge", "xxlarge", "xxxlarge")
-_STATIONS = cosine_stations(201)
-_INNER_STATIONS = _STATIONS[1:-1]
-"""Strictly between leading and trailing edge, where every sound airfoil has a thickness above 0."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +73,10 @@ class AirfoilOracle:
         if designs.dim() != 2 or designs.shape[1] != N_PARAMETERS:
             raise OracleError(f"expected designs of shape (n, {N_PARAMETERS}), got {tuple(designs.shape)}")
         X = designs.detach().cpu().double().numpy()
-        faults = [_fault(row) for row in X]
-        sound = X[[fault is None for fault in faults]]
+        faults = [fault(row) for row in X]
+        sound = X[[reason is None for reason in faults]]
         answers = iter(self._analysed(sound) if len(sound) else [])
-        return [next(answers) if fault is None else Evaluation.failed(fault) for fault in faults]
+        return [next(answers) if reason is None else Evaluation.failed(reason) for reason in faults]
 
     def _analysed(self, X: Float[np.ndarray, "n 18"]) -> list[Evaluation]:
         """Return NeuralFoil's answers for designs of sound geometry."""
@@ -118,10 +107,8 @@ class AirfoilOracle:
         """Return the airfoil as a closed curve in chords: trailing edge, upper side, nose, lower side."""
         if design.shape != (N_PARAMETERS,):
             raise OracleError(f"expected a design of shape ({N_PARAMETERS},), got {tuple(design.shape)}")
-        upper, lower = surfaces(design.detach().cpu().double().numpy()[None], _STATIONS)
-        x = np.concatenate([_STATIONS[::-1], _STATIONS[1:], _STATIONS[-1:]])
-        y = np.concatenate([upper[0, ::-1], lower[0, 1:], upper[0, -1:]])
-        return torch.from_numpy(np.stack([x, y], axis=1))
+        curve = contour(design.detach().cpu().double().numpy(), 201)
+        return torch.from_numpy(np.concatenate([curve, curve[:1]]))
 
     def references(self, n: int) -> Sequence[Reference]:
         """Return the n best UIUC airfoils by this oracle, best first, failures left out. Takes about 3 s."""
@@ -133,21 +120,6 @@ class AirfoilOracle:
             if evaluation.error is None
         ]
         return sorted(known, key=lambda reference: -reference.value)[:n]
-
-
-def _fault(design: Float[np.ndarray, " 18"]) -> str | None:
-    """Return why a design is no airfoil; None where it is one."""
-    finite = np.isfinite(design)
-    if not finite.all():
-        position = int(finite.argmin())
-        return f"number {position + 1} of the design is {design[position]}"
-    if design[TRAILING_EDGE] < 0:
-        return f"the trailing edge has a negative thickness of {design[TRAILING_EDGE]:.2g} chords"
-    upper, lower = surfaces(design[None], _INNER_STATIONS)
-    crossed = (upper[0] <= lower[0]).nonzero()[0]
-    if len(crossed):
-        return f"upper and lower surface cross at x/c = {_INNER_STATIONS[crossed[0]]:.2f}"
-    return None
 
 
 def _neuralfoil() -> Any:

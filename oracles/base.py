@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -45,6 +46,58 @@ class Oracle(Protocol):
 
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
         """Return one evaluation per design, in order."""
+        ...
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """An oracle that wants to know each query's idempotency key: the same key is never charged twice there.
+
+    Optional. Where it is offered, a campaign calls it instead of `evaluate`.
+    """
+
+    def evaluate_keyed(
+        self, designs: Float[Tensor, "n *design"], keys: Sequence[str]
+    ) -> Sequence[Evaluation]:
+        """Return one evaluation per design, in order; `keys` names the query that each design belongs to.
+
+        A key is text without spaces, the same in every attempt at its query and in no other campaign.
+        """
+        ...
+
+
+@runtime_checkable
+class Lookup(Protocol):
+    """An oracle that remembers what it was asked, and tells it again for nothing.
+
+    Optional. The campaign's policy `in_doubt: lookup` needs it: after a crash, it asks for every query that was
+    sent and has no answer.
+    """
+
+    def lookup(self, key: str) -> Evaluation | None:
+        """Return the answer to the query with this key.
+
+        None says for certain that the query was never accepted: nothing was charged for it, and the campaign
+        will send it again. Raises OracleError when that cannot be said now (out of reach, still at work); the
+        query then stays in doubt.
+        """
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """An oracle that knows in which files people want its designs: a recipe, a mesh, an order form.
+
+    Optional. `bbo ask --out FOLDER` writes through it.
+    """
+
+    @property
+    def suffix(self) -> str:
+        """How the files' names end, such as ".dat"."""
+        ...
+
+    def write_design(self, design: Float[Tensor, "*design"], path: Path) -> None:
+        """Write one design to `path`, which does not exist yet."""
         ...
 
 

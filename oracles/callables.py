@@ -1,7 +1,8 @@
 """Oracles from plain Python functions, one design or a whole batch a call.
 
 A function answers a number, a mapping of named numbers, or an `Evaluation` (`oracles.answers`). All else (NaN, a
-string, None, an exception) is a failed evaluation with its reason, for that design alone.
+string, None, an exception) is a failed evaluation with its reason, for that design alone. A function that itself asks
+somebody else may raise NotAccepted or Unanswered (`oracles.errors`) where there is no answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oracles.answers import as_evaluation
-from oracles.errors import OracleError
+from oracles.base import Oracle
+from oracles.calls import Answer, returned
+from oracles.errors import NotAccepted, OracleError, Unanswered
 from oracles.evaluation import Evaluation
 
 
@@ -36,12 +39,17 @@ class FunctionOracle:
         return name_of(self.function)
 
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
-        """Return one evaluation per design; a design whose call raises fails alone."""
-        return [self._one(design) for design in designs.detach().cpu().numpy()]
+        """Return one evaluation per design; a design whose call raises fails alone.
 
-    def _one(self, design: np.ndarray) -> Evaluation:
+        Raises Incomplete when some have no answer.
+        """
+        return returned([self._one(design) for design in designs.detach().cpu().numpy()])
+
+    def _one(self, design: np.ndarray) -> Answer:
         try:
             return as_evaluation(self.function(design))
+        except (NotAccepted, Unanswered) as error:
+            return error
         except Exception as error:
             return Evaluation.failed(f"{type(error).__name__}: {error}")
 
@@ -81,7 +89,7 @@ class BatchFunctionOracle:
 
 @dataclass(frozen=True)
 class ByHand:
-    """No oracle at all: somebody else evaluates what a campaign asks for, and tells it the answers."""
+    """Deferred: a person or a laboratory evaluates what a campaign asks for, and tells it the answers later."""
 
     name: str = "by hand"
     design_shape: tuple[int, ...] | None = None
@@ -89,8 +97,28 @@ class ByHand:
     is_idempotent: bool = False
 
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
-        """Raise OracleError: nobody is there to answer."""
-        raise OracleError(f"nobody is there to evaluate {len(designs)} designs; use ask and tell")
+        """Raise NotAccepted: nobody is there to answer."""
+        raise NotAccepted(f"nobody is there to evaluate {len(designs)} designs; use ask and tell")
+
+
+def custom(source: Callable[..., Oracle] | Oracle, settings: Mapping[str, object] | None = None) -> Oracle:
+    """An oracle of the user's own class, `source(**settings)`, or one that is made already."""
+    if not isinstance(source, type) and isinstance(source, Oracle):
+        if settings:
+            raise OracleError(
+                f"{source.name} is an oracle already; settings are for a class, got {dict(settings)}"
+            )
+        return source
+    _check_callable(source)
+    name = name_of(source)
+    try:
+        made = source(**(settings or {}))
+    except Exception as error:  # the user's own code
+        raise OracleError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Oracle):
+        needs = "name, design_shape, n_per_call, is_idempotent and evaluate(designs)"
+        raise OracleError(f"{name} must make an oracle, which has {needs}; got {made!r:.100}")
+    return made
 
 
 def _check_callable(function: object) -> None:

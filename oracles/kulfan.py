@@ -41,6 +41,31 @@ def surfaces(
     return upper, lower
 
 
+def fault(design: Float[np.ndarray, " 18"]) -> str | None:
+    """Return why a design is no airfoil: not finite, or surfaces that cross. None where it is one."""
+    finite = np.isfinite(design)
+    if not finite.all():
+        position = int(finite.argmin())
+        return f"number {position + 1} of the design is {design[position]}"
+    if design[TRAILING_EDGE] < 0:
+        return f"the trailing edge has a negative thickness of {design[TRAILING_EDGE]:.2g} chords"
+    stations = cosine_stations(201)[1:-1]  # where every sound airfoil has a thickness above 0
+    upper, lower = surfaces(design[None], stations)
+    crossed = (upper[0] <= lower[0]).nonzero()[0]
+    if len(crossed):
+        return f"upper and lower surface cross at x/c = {stations[crossed[0]]:.2f}"
+    return None
+
+
+def contour(design: Float[np.ndarray, " 18"], m: int) -> Float[np.ndarray, "points 2"]:
+    """Return the airfoil in chords: trailing edge, upper side, nose, lower side, at m stations a side."""
+    stations = cosine_stations(m)
+    upper, lower = surfaces(design[None], stations)
+    x = np.concatenate([stations[::-1], stations[1:]])
+    y = np.concatenate([upper[0, ::-1], lower[0, 1:]])
+    return np.stack([x, y], axis=1)
+
+
 def cosine_stations(m: int) -> Float[np.ndarray, " m"]:
     """Return m stations from 0 to 1, dense at both ends."""
     return (1 - np.cos(np.linspace(0, np.pi, m))) / 2

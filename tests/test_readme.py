@@ -43,7 +43,9 @@ def test_the_block_of_the_sampler_samples_its_target():
 
 def test_every_command_of_the_readme_exists():
     commands = set(re.findall(r"^bbo (\w+)", README, flags=re.MULTILINE))
-    assert commands == {"check", "run", "status", "best", "report", "budget", "prior"}
+    laboratory = {"init", "ask", "tell", "pending", "edit", "reject", "abandon", "resolve"}
+    looking = {"status", "best", "report", "show", "verify", "export"}
+    assert commands == {"check", "run", "budget", "prior", "oracle", *laboratory, *looking}
     assert {"demo:", "test:"} <= set(
         re.findall(r"^\w+:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     )

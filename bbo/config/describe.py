@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
 
 from torch import Tensor
 
 from bbo.config.registry import name_of
+from bbo.config.secrets import Secret
 from bbo.errors import ConfigMismatchError
 from oracles.base import Oracle
 from smc.prior import Prior
 
+PACKAGES = ("bbo-diffusion", "torch", "botorch", "gpytorch", "numpy", "scipy", "safetensors", "SQLAlchemy")
+
 
 def describe(part: object) -> object:
     """Return a setting as JSON: dataclasses field by field under their registered name, functions by name."""
+    if isinstance(part, Secret):
+        return part.written
     if part is None or (isinstance(part, bool | int | float | str) and not isinstance(part, Enum)):
         return part
     if isinstance(part, Enum):
@@ -35,6 +44,21 @@ def describe(part: object) -> object:
     if isinstance(part, Callable):  # type: ignore[arg-type]
         return name_of(part)
     return {"type": name_of(type(part))}
+
+
+def digest(*parts: object) -> str:
+    """Return the sha256 of what is described of some parts: equal for what behaves alike, tensors bit for bit."""
+    told = json.dumps([describe(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def describe_versions() -> dict[str, str]:
+    """Return what computes here: the versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def describe_prior(prior: Prior) -> dict[str, object]:

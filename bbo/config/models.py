@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from functools import cache
@@ -26,10 +26,13 @@ from pydantic import (
     create_model,
 )
 
+from bbo.config.plugins import Plugin
 from bbo.config.registry import REGISTRY, resolve
+from bbo.config.secrets import revealed
 from bbo.config.user_code import load_attribute
 from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
+from oracles.base import Oracle
 from oracles.evaluation import VALUE
 from smc.resampling import Resampling
 from smc.schedule import Spacing
@@ -61,10 +64,16 @@ class CampaignSection:
     seed: int = 0
     objective: str = VALUE
     in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+    database: str | None = None
+    """URL of a PostgreSQL database that holds the ledger's tables; None for a file in the directory."""
 
     def settings(self) -> Settings:
         """Return the settings, checked."""
         return Settings(self.budget, self.batch_size, self.seed, self.objective, self.in_doubt)
+
+
+_AN_ORACLE = "AnOracle"
+"""How models refer to the type of an oracle, which holds them all."""
 
 
 class _Section(BaseModel):
@@ -76,19 +85,19 @@ class _Section(BaseModel):
 
 # ------------------------------------------------------------------- constructor → model
 @cache
-def campaign_file_model() -> type[BaseModel]:
-    """Return the model of a whole campaign file."""
+def campaign_file_model(plugins: tuple[Plugin, ...] = ()) -> type[BaseModel]:
+    """Return the model of a whole campaign file; an oracle may also be one of these plug-ins."""
+    oracle, method = _oracles(plugins), _section("method", SteeredPrior)
     return create_model(
         "CampaignFile",
         __config__=ConfigDict(extra="forbid"),
         campaign=(_section("campaign", CampaignSection), ...),
         prior=(_choice("prior"), ...),
-        oracle=(_choice("oracle"), ...),
-        method=(_section("method", SteeredPrior), Field(default_factory=_section("method", SteeredPrior))),
+        oracle=(oracle | None, None),  # without one, people are asked and tell
+        method=(method, Field(default_factory=method)),
     )
 
 
-@cache
 def _section(name: str, constructor: Callable[..., Any], tag: str | None = None) -> type[_Section]:
     """Return the model whose fields are the constructor's parameters; `tag` adds the field `type`."""
     hints = get_type_hints(constructor)
@@ -111,6 +120,18 @@ def _choice(kind: str) -> Any:
     return Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007
 
 
+@cache
+def _oracles(plugins: tuple[Plugin, ...]) -> Any:
+    """Return the type of an oracle. Wrappers hold oracles, so their models refer to this very type, by name."""
+    made = {name: resolve("oracle", name) for name in REGISTRY["oracle"]}
+    made |= {plugin.name: plugin.make for plugin in plugins}
+    models = [_section(f"oracle:{name}", part, tag=name) for name, part in made.items()]
+    choice: Any = Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007
+    for model in models:
+        model.model_rebuild(force=True, _types_namespace={_AN_ORACLE: choice})
+    return choice
+
+
 def _field_type(hint: Any) -> Any:
     """Return how a parameter of this type is written in a file."""
     simple = {
@@ -121,18 +142,24 @@ def _field_type(hint: Any) -> Any:
     }
     if hint in simple:
         return simple[hint]
+    if hint is Oracle:
+        return _AN_ORACLE
     if hint in KINDS:
         return _choice(KINDS[hint])
     if get_origin(hint) in (Union, types.UnionType):
-        parts = [
-            _field_type(part) for part in get_args(hint) if part is not Path
-        ]  # a path is written as text
-        return Union[tuple(parts)]  # noqa: UP007
-    if hint is Path or get_origin(hint) is Callable or hint is Callable:
+        has_code = any(map(_is_code, get_args(hint)))
+        parts = [part for part in get_args(hint) if part is not Path]  # a path is written as text
+        parts = [part for part in parts if not (has_code and part is Oracle)]  # named, like a function
+        return Union[tuple(map(_field_type, parts))]  # noqa: UP007
+    if hint is Path or _is_code(hint):
         return StrictStr
     if is_dataclass(hint) and isinstance(hint, type):
         return _section(hint.__name__, hint)
     return hint
+
+
+def _is_code(hint: Any) -> bool:
+    return get_origin(hint) is Callable or hint is Callable
 
 
 def _number(value: object) -> object:
@@ -162,7 +189,11 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
     if hint in (Resampling, Spacing):  # registered functions, not constructors
         return resolve(KINDS[hint], value)
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if isinstance(value, str) and any(get_origin(part) is Callable or part is Callable for part in accepted):
+    if (
+        Mapping[str, str] not in accepted
+    ):  # headers and the like: an oracle looks theirs up each time it sends them
+        value = _revealed(value)
+    if isinstance(value, str) and any(map(_is_code, accepted)):
         return load_attribute(value, folder)
     if isinstance(value, str) and Path in accepted:
         # An input that a constructor reads may be text; where something is written is a Path and nothing else.
@@ -170,15 +201,25 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
     return value
 
 
+def _revealed(value: Any) -> Any:
+    """Return the value with ${env:NAME} in its texts replaced."""
+    if isinstance(value, str):
+        return revealed(value)
+    if isinstance(value, dict):
+        return {key: _revealed(entry) for key, entry in value.items()}
+    return [_revealed(entry) for entry in value] if isinstance(value, list) else value
+
+
 # ------------------------------------------------------------------- where a mistake is
-def known_words(location: Sequence[str | int]) -> tuple[str, list[str]]:
+def known_words(model: Any, location: Sequence[str | int]) -> tuple[str, list[str]]:
     """Return the path of a mistake as the user wrote it, and the words that would have been right there."""
-    model: Any = campaign_file_model()
     written: list[str] = []
     known = list(model.model_fields)
+    is_chosen = False
     for step in location:
         alternatives = _alternatives(model)
-        tagged = next((m for m in alternatives if _tag(m) == step), None)
+        tagged = None if is_chosen else next((m for m in alternatives if _tag(m) == step), None)
+        is_chosen = tagged is not None
         if tagged is not None:  # pydantic names the chosen type in the path; the user did not
             model, known = tagged, [*tagged.model_fields]
             continue

@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bbo.campaign import Campaign
+from bbo.config import plugins
+from bbo.config.files import apply, read_file
 from bbo.config.hints import did_you_mean
 from bbo.config.models import CampaignSection, build, campaign_file_model, known_words
+from bbo.config.plugins import Plugin
 from bbo.errors import BboError, ConfigError
+from bbo.opening import as_oracle
 from bbo.progress import Listener
 from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
@@ -43,6 +46,7 @@ class Plan:
     prior: Prior
     oracle: Oracle
     method: SteeredPrior
+    database: str | None = None
 
     def open(self, listener: Listener | None = None) -> Campaign:
         """Create or continue the campaign. Raises what `Campaign.open` raises."""
@@ -57,6 +61,7 @@ class Plan:
             seed=settings.seed,
             objective=settings.objective,
             in_doubt=settings.in_doubt,
+            database=self.database,
             listener=listener,
         )
 
@@ -66,102 +71,98 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
 
     Raises ConfigError with every mistake found, one a line, each with its path in the file.
     """
-    raw = _read(path)
+    raw = read_file(path)
     for override in overrides:
-        _apply(raw, override)
+        apply(raw, override)
     parts, mistakes = _built(raw, path.parent)
+    oracle = as_oracle(parts.get("oracle"))
     if not mistakes:
         try:
-            check_parts(parts["prior"], parts["oracle"], parts["campaign"].settings())
+            check_parts(parts["prior"], oracle, parts["campaign"].settings())
         except BboError as error:
             mistakes.append(f"  {error}")
     if mistakes:
         raise ConfigError("\n".join([f"{path}:", *mistakes]))
     section = parts["campaign"]
-    return Plan(section.directory, section.settings(), parts["prior"], parts["oracle"], parts["method"])
+    return Plan(
+        section.directory,
+        section.settings(),
+        parts["prior"],
+        oracle,
+        parts["method"],
+        section.database,
+    )
 
 
-def _built(raw: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the parts that can be built, and every reason why another cannot: one bad section hides no other."""
-    model = campaign_file_model()
-    mistakes: list[str] = []
+def load_oracle(name: str, settings: Sequence[str] = (), folder: Path = Path()) -> Oracle:
+    """Return the registered or installed oracle of this name, with `key=value` settings.
+
+    Raises ConfigError with every mistake found, as `load_plan` does.
+    """
+    raw = {"oracle": {"type": name, **parsed_settings(settings)}}
+    parts, mistakes = _built(raw, folder, only="oracle")
+    if mistakes:
+        raise ConfigError("\n".join([f"the oracle {name!r}:", *mistakes]))
+    oracle: Oracle = parts["oracle"]
+    return oracle
+
+
+def parsed_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Return `key.path=value` settings as a section. Raises ConfigError for one that is written otherwise."""
+    section: dict[str, Any] = {}
+    for setting in settings:
+        apply(section, setting)
+    return section
+
+
+def _built(raw: Mapping[str, Any], folder: Path, only: str | None = None) -> tuple[dict[str, Any], list[str]]:
+    """Return the parts that can be built, and every reason why another cannot: one bad section hides no other.
+
+    only: the name of a section, to which nothing else matters; None for all.
+    """
+    found, mistakes = _plugins(raw)
+    bad = {"oracle"} if mistakes else set()
+    model = campaign_file_model(tuple(found))
     try:
         model.model_validate(raw)
-        bad = set()
     except ValidationError as error:
-        mistakes += _lines(error)
-        bad = {str(mistake["loc"][0]) for mistake in error.errors()}
-    parts = {}
-    for name in [name for name in model.model_fields if name not in bad]:
+        wrong = [m for m in error.errors() if m["loc"][0] not in bad and only in (None, m["loc"][0])]
+        mistakes += _lines(model, wrong)
+        bad |= {str(mistake["loc"][0]) for mistake in wrong}
+    parts: dict[str, Any] = {}
+    for name in [name for name in model.model_fields if name not in bad and only in (None, name)]:
         try:
-            section: Any = model.model_fields[name].annotation
-            parts[name] = build(TypeAdapter(section).validate_python(raw.get(name, {})), folder)
-            if isinstance(parts[name], CampaignSection):
-                parts[name].settings()
+            field = model.model_fields[name]
+            section: Any = field.annotation
+            written = raw.get(name, field.get_default(call_default_factory=True))
+            checked = TypeAdapter(section).validate_python(written)
+            parts[name] = None if checked is None else build(checked, folder)
+            if isinstance(campaign := parts[name], CampaignSection):
+                campaign.settings()
         except (BboError, OracleError, SMCError, SurrogateError) as error:
             mistakes.append(f"  {name}: {error}")
     return parts, mistakes
 
 
-# ------------------------------------------------------------------- reading
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without the trap that a key written twice silently counts once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.flatten_mapping(node)  # resolves merge keys (<<: *other)
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise ConfigError(
-                f"line {node.start_mark.line + 1}: the key {twice!r} stands twice in one section"
-            )
-        return super().construct_mapping(node, deep)
+def _plugins(raw: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
+    """Return the plug-ins that a file names, and why others that it names cannot be loaded."""
+    found, mistakes = [], []
+    for name in plugins.named_in(raw.get("oracle")):
+        try:
+            found.append(plugins.load(name))
+        except ConfigError as error:
+            mistakes.append(f"  oracle: {error}")
+    return found, mistakes
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"cannot read {path}: it is not UTF-8 text") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"{path} must hold sections such as 'campaign:' and 'prior:', got {type(raw).__name__}"
-        )
-    return raw
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` in the raw file."""
-    keys, separator, value = override.partition("=")
-    path = keys.split(".")
-    if not separator or not all(path):
-        raise ConfigError(f"an override is written key.path=value, got {override!r}")
-    section: Any = raw
-    for key in path[:-1]:
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise ConfigError(f"{override!r}: {key!r} is a value, not a section")
-    try:
-        section[path[-1]] = yaml.load(value, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not YAML") from error
-
-
-def _lines(error: ValidationError) -> list[str]:
+# ------------------------------------------------------------------- mistakes
+def _lines(model: type[BaseModel], mistakes: Sequence[Any]) -> list[str]:
     """Return every mistake as a line with its path and, for a word that is almost right, a hint."""
     lines = []
-    for mistake in error.errors():
-        path, known = known_words(mistake["loc"])
+    for mistake in mistakes:
+        path, known = known_words(model, mistake["loc"])
+        if path.split(".")[-1] == "oracle":
+            known = [*known, *plugins.installed()]
         lines.append(f"  {path}: {_said(mistake, known)}")
     return sorted(set(lines))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from operator import attrgetter
+from typing import Any
 
 REGISTRY: dict[str, dict[str, str]] = {
     "prior": {"denoiser": "smc.priors.denoiser:Denoiser.load"},
@@ -11,6 +12,19 @@ REGISTRY: dict[str, dict[str, str]] = {
         "airfoil": "oracles.airfoil:AirfoilOracle",
         "function": "oracles.callables:FunctionOracle",
         "batch_function": "oracles.callables:BatchFunctionOracle",
+        "custom": "oracles.callables:custom",
+        "by_hand": "oracles.callables:ByHand",
+        "command": "oracles.command:CommandOracle",
+        "http": "oracles.http:HttpOracle",
+        "xfoil": "oracles.xfoil:XfoilOracle",
+        "jpeg_size": "oracles.jpeg:JpegSizeOracle",
+        "noisy": "oracles.wrappers:Noisy",
+        "negated": "oracles.wrappers:Negated",
+        "cached": "oracles.wrappers:Cached",
+        "retried": "oracles.wrappers:Retried",
+        "rate_limited": "oracles.wrappers:RateLimited",
+        "time_limited": "oracles.time_limit:TimeLimited",
+        "concurrent": "oracles.concurrency:Concurrent",
     },
     "method": {"steered_prior": "bbo.steering:SteeredPrior"},
     "surrogate": {"gp": "surrogate.gp:ExactGP", "ensemble": "surrogate.ensemble:DeepEnsemble"},
@@ -48,7 +62,7 @@ REGISTRY: dict[str, dict[str, str]] = {
 _NAMES = {target.removesuffix(".load"): name for parts in REGISTRY.values() for name, target in parts.items()}
 
 
-def resolve(kind: str, name: str) -> object:
+def resolve(kind: str, name: str) -> Any:
     """Return the class or function registered as `name`. Raises KeyError for a name that is not."""
     module, attribute = REGISTRY[kind][name].split(":")
     return attrgetter(attribute)(import_module(module))

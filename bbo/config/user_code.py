@@ -11,12 +11,14 @@ from operator import attrgetter
 from pathlib import Path
 
 from bbo.errors import ConfigError
+from bbo.ledger import Ledger
 
 
 def load_attribute(target: str, folder: Path) -> object:
     """Return what `target` names: "package.module:attribute", or "path/to/file.py:attribute" relative to `folder`.
 
-    Raises ConfigError when there is no such file, module or attribute, or when it fails while it is imported.
+    Raises ConfigError when there is no such file, module or attribute, when it fails while it is imported, and
+    when it lies in the directory of a campaign, which somebody may have sent.
     """
     source, separator, attribute = target.rpartition(":")
     if not separator or not source or not attribute:
@@ -25,6 +27,7 @@ def load_attribute(target: str, folder: Path) -> object:
         )
     path = folder / source
     is_file = source.endswith(".py")
+    _refuse_campaign_directories(path.parent if is_file else folder)
     if is_file and not path.is_file():
         raise ConfigError(f"no file {path} (from {target!r})")
     try:
@@ -36,6 +39,15 @@ def load_attribute(target: str, folder: Path) -> object:
         return attrgetter(attribute)(module)
     except AttributeError as error:
         raise ConfigError(f"{source} has no {attribute!r}") from error
+
+
+def _refuse_campaign_directories(folder: Path) -> None:
+    for place in (folder.resolve(), *folder.resolve().parents):
+        if Ledger.exists(place):
+            raise ConfigError(
+                f"{place} is the directory of a campaign, from which no code is loaded, as somebody may have sent it; "
+                "keep campaign files and code beside it"
+            )
 
 
 @contextmanager

@@ -6,13 +6,13 @@ A blob is complete on disk before anything refers to it, never changes, and is c
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bbo.errors import BlobError
+from bbo.ledger.durable import fsync_directory, make_directory, write_durably
 
 if TYPE_CHECKING:
     import torch  # takes most of a second, which `bbo status` does not have
@@ -47,7 +47,7 @@ class BlobStore:
         try:
             make_directory(self._folder)
             if not (path.is_file() and _digest(path.read_bytes()) == sha256):
-                _write_durably(path, data)
+                write_durably(path, data)
             # Always: a driver that was killed before its own fsync may have left the entry.
             fsync_directory(self._folder)
         except OSError as error:
@@ -98,36 +98,6 @@ class BlobStore:
                 f"the blob {self.path(sha256)} holds no tensors ({error}); read it as bytes"
             ) from error
         return tensors
-
-
-def make_directory(directory: Path) -> None:
-    """Create `directory` and its missing parents, so that they outlast a power cut."""
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        fsync_directory(path.parent)
-
-
-def fsync_directory(directory: Path) -> None:
-    """Make the entries of `directory` outlast a power cut: fsync of a file does not cover its name."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: readers see all or nothing. The directory's fsync is the caller's."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _digest(data: bytes) -> str:

@@ -1,9 +1,11 @@
 """The account of a campaign: every query is written down before it is paid, and every answer once.
 
     reserved → sent → done | failed | in_doubt         in_doubt → reserved (retried) | done | failed (late)
+    sent | in_doubt → abandoned (spent, no answer)     reserved | asked → rejected (nothing paid, place free again)
 
-A campaign directory holds `ledger.sqlite`, `blobs/` and `lock`. Anybody may read; one process drives. Each
-change is one transaction that holds entirely or not at all, so the process may be killed anywhere:
+A campaign directory holds `ledger.sqlite` (or names its campaign in a PostgreSQL database), `blobs/` and `lock`.
+Anybody may read; one process drives. Each change is one transaction that holds entirely or not at all, so the
+process may be killed anywhere:
 
     reserve   the designs and their places in the budget are fixed
     send      just before the oracle is asked: from here on the queries count as paid
@@ -16,63 +18,59 @@ twice unless somebody calls `retry`.
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, bindparam, select
+from sqlalchemy import Connection, select
 
 from bbo.errors import BudgetError, CampaignBusyError, CampaignError, LedgerError
-from bbo.ledger import schema
-from bbo.ledger.blobs import BlobStore, make_directory
+from bbo.ledger import reading, tables, transitions
+from bbo.ledger.blobs import BlobStore
+from bbo.ledger.database import Database, Lease, transaction
+from bbo.ledger.durable import make_directory
 from bbo.ledger.lock import DriverLock
-from bbo.ledger.records import Counts, Event, Proposal, Query, RoundRecord
-from bbo.ledger.rows import (
-    as_json,
-    check_states,
-    evaluation_row,
-    outcome_rows,
-    query_rows,
-    read_counts,
-    read_queries,
-)
-from bbo.ledger.schema import QueryState, transaction
+from bbo.ledger.place import located
+from bbo.ledger.records import Artifact, Counts, Event, Proposal, Query, RoundRecord
+from bbo.ledger.rows import as_json, query_rows
+from bbo.ledger.tables import QueryState
+from bbo.ledger.transitions import Moment
 from oracles.evaluation import Evaluation
-
-DATABASE = "ledger.sqlite"
-LOCK = "lock"
 
 
 class Ledger:
     """One campaign's ledger, open for reading; for writing too once `drive` was called.
 
-    Use `create` or `open`, and close it. Every method raises LedgerError when SQLite refuses, and those that
-    write do so too when this ledger does not drive.
+    Use `create` or `open`, and close it. Every method raises LedgerError when the database refuses, and those
+    that write do so too when this ledger does not drive.
     """
 
-    def __init__(self, directory: Path, engine: Engine, clock: Callable[[], float]) -> None:
+    def __init__(self, directory: Path, database: Database, clock: Callable[[], float]) -> None:
         self.directory = directory
         self.blobs = BlobStore(directory)
-        self._engine = engine
+        self._database = database
         self._clock = clock
-        self._held: tuple[DriverLock, int] | None = None  # lock and fence number, while it drives
-        with transaction(engine) as connection:
-            schema.check_version(connection)
-            campaign = connection.execute(select(schema.campaigns)).one()
-        self._id: int = campaign.id
-        self.uid: str = campaign.uid
-        self.name: str = campaign.name
-        self.config: Mapping[str, object] = campaign.config
+        self._held: tuple[Lease, int] | None = None  # lease and fence number, while it drives
+        self._engine = database.connect()
+        try:
+            campaign = self._campaign()
+        except BaseException:
+            self._engine.dispose()
+            raise
+        self._id: int = campaign["id"]
+        self.uid: str = campaign["uid"]
+        self.name: str = campaign["name"]
+        self.config: Mapping[str, object] = campaign["config"]
 
     # ------------------------------------------------------------ life
     @staticmethod
-    def exists(directory: Path) -> bool:
+    def exists(directory: Path, database: str | None = None) -> bool:
         """Whether there is a campaign in `directory`. One whose creation was killed is none."""
-        return (directory / DATABASE).is_file()
+        return located(directory, database).exists()
 
     @classmethod
     def create(
@@ -82,10 +80,12 @@ class Ledger:
         name: str,
         budget: int,
         config: Mapping[str, object],
+        database: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Ledger:
         """Create a campaign of `budget` queries in `directory` and return its ledger, not driven yet.
 
+        database: URL of the PostgreSQL database that is to hold its tables; None for a file in the directory.
         Raises CampaignError when there is one already, BudgetError when the budget is below 1.
         """
         if budget < 1:
@@ -101,42 +101,39 @@ class Ledger:
             "fence": 0,
         }
         make_directory(directory)
-        lock = DriverLock(directory / LOCK)
+        lock = DriverLock(directory)
         try:
-            if cls.exists(directory):
+            place = located(directory, database)
+            if place.exists():
                 raise CampaignError(
                     f"expected no campaign in {directory}, got one; open it, or name another directory"
                 )
-            schema.create_database(directory / DATABASE, row)
+            place.create(row)
         finally:
             lock.release()
-        return cls.open(directory, clock=clock)
+        return cls(directory, place, clock)
 
     @classmethod
-    def open(cls, directory: Path, *, clock: Callable[[], float] = time.time) -> Ledger:
+    def open(
+        cls, directory: Path, database: str | None = None, *, clock: Callable[[], float] = time.time
+    ) -> Ledger:
         """Return the ledger of the campaign in `directory`, also while another process drives it.
 
         Raises CampaignError when there is none, LedgerError when it is no ledger or of a newer schema.
         Nothing that lies in the directory is executed.
         """
-        if not cls.exists(directory):
-            raise CampaignError(
-                f"expected a campaign in {directory}, got no {DATABASE} there; check the path"
-            )
-        engine = schema.open_engine(directory / DATABASE)
-        try:
-            return cls(directory, engine, clock)
-        except BaseException:
-            engine.dispose()
-            raise
+        place = located(directory, database)
+        if not place.exists():
+            raise CampaignError(f"expected a campaign in {directory}, got no ledger there; check the path")
+        return cls(directory, place, clock)
 
     def close(self) -> None:
-        """Stop driving and close the file. What was committed stays; closing twice is harmless."""
+        """Stop driving and close the database. What was committed stays; closing twice is harmless."""
         self._engine.dispose()
         if self._held is not None:
-            lock, _ = self._held
+            lease, _ = self._held
             self._held = None
-            lock.release()
+            lease.release()
 
     def __enter__(self) -> Ledger:
         return self
@@ -144,19 +141,24 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def drive(self) -> Ledger:
-        """Become the only writer until `close`. Raises CampaignBusyError, at once, when there is another."""
-        lock = DriverLock(self.directory / LOCK)
+    def drive(self, about: Mapping[str, object] | None = None) -> Ledger:
+        """Become the only writer until `close`. Raises CampaignBusyError, at once, when there is another.
+
+        about: what is worth keeping of this driver, such as the versions of its packages; JSON values.
+        """
+        lease = self._database.lease()
         try:
             with transaction(self._engine, writes=True) as connection:
-                campaign = schema.campaigns
+                campaign = tables.campaigns
                 grow = campaign.update().where(campaign.c.id == self._id).values(fence=campaign.c.fence + 1)
-                fence: int = connection.execute(grow.returning(campaign.c.fence)).scalar_one()
-                self._record(connection, "driven", {"fence": fence, "pid": os.getpid()})
+                fence, budget = connection.execute(grow.returning(campaign.c.fence, campaign.c.budget)).one()
+                who = {"fence": fence, "pid": os.getpid(), "host": socket.gethostname()}
+                moment = Moment(connection, self._id, fence, budget, self._clock())
+                moment.record("driven", {**who, **(about or {})})
         except BaseException:
-            lock.release()
+            lease.release()
             raise
-        self._held = (lock, fence)
+        self._held = (lease, fence)
         return self
 
     # ------------------------------------------------------------ the way of a query
@@ -171,176 +173,211 @@ class Ledger:
         """Write down a round and its queries, all or none, and return them in the order of the proposals.
 
         `artifact` names the blob, stored before, with the designs of the proposals. Raises BudgetError when
-        they would exceed the budget: queries of every state count, those in doubt too.
+        they would exceed the budget: every query has a place in it, except given and rejected ones.
         """
-        self._check_round(round_number, seed, proposals, artifact)
-        common = {"campaign_id": self._id, "artifact": artifact}
-        summary = as_json(f"the summary of round {round_number}", summary)
-        record = {**common, "number": round_number, "seed": seed, "summary": summary}
-        rows = query_rows(
-            proposals, self.uid, {**common, "round": round_number, "reserved_at": self._clock()}
-        )
-        with self._write() as connection:
-            budget, n = self._budget(connection), read_counts(connection, self._id).n
-            if n + len(rows) > budget:
-                raise BudgetError(
-                    f"{n} of {budget} queries are taken, so {len(rows)} more do not fit; "
-                    f"reserve at most {budget - n}, or raise the budget"
-                )
-            is_this = schema.rounds.c.number == round_number
-            ours = schema.rounds.c.campaign_id == self._id
-            if connection.execute(select(schema.rounds.c.number).where(ours, is_this)).first() is not None:
-                raise LedgerError(
-                    f"round {round_number} was reserved before; continue it, or reserve the next one"
-                )
-            connection.execute(schema.rounds.insert(), record)
-            connection.execute(schema.queries.insert(), rows)
-            return self._read(connection, schema.queries.c.round == round_number)
+        record = self._round(round_number, seed, proposals, artifact, summary)
+        rows = query_rows(proposals, self.uid, round_number)
+        with self._write() as moment:
+            return transitions.reserve(moment, record, rows, "round", self._n_bytes(artifact))
 
-    def send(self, ids: Sequence[int]) -> None:
-        """Write down that the oracle is about to be asked: call it just before. Reserved queries only."""
-        with self._write() as connection:
-            check_states(connection, self._id, ids, "sent", (QueryState.RESERVED,))
-            values = {
-                "state": QueryState.SENT,
-                "sent_at": self._clock(),
-                "n_sent": schema.queries.c.n_sent + 1,
-            }
-            self._update(connection, ids, values)
+    def give(
+        self,
+        round_number: int,
+        proposals: Sequence[Proposal],
+        artifact: str,
+        evaluations: Sequence[Evaluation],
+        summary: Mapping[str, object],
+    ) -> list[Query]:
+        """Write down designs that somebody measured on their own, answers included, all or none.
+
+        They take no place in the budget. Raises LedgerError when one of their names was given before.
+        """
+        record = self._round(round_number, 0, proposals, artifact, summary)
+        rows = [{**row, "is_given": True} for row in query_rows(proposals, self.uid, round_number)]
+        with self._write() as moment:
+            queries = transitions.reserve(moment, record, rows, "given", self._n_bytes(artifact))
+            ids = [query.id for query in queries]
+            transitions.send(moment, ids, is_asked=True)
+            transitions.tell(moment, dict(zip(ids, evaluations, strict=True)))
+            moment.record("given", {"queries": ids})
+        return queries
+
+    def edit(self, query: Query, round_number: int, proposal: Proposal, artifact: str, why: str) -> Query:
+        """Reject a query and reserve the edited design in its place, asked for where the old one was."""
+        record = self._round(round_number, 0, [proposal], artifact, {"edited": query.id})
+        rows = query_rows([proposal], self.uid, round_number)
+        with self._write() as moment:
+            transitions.reject(moment, [query.id], why)
+            (edited,) = transitions.reserve(moment, record, rows, "edited", self._n_bytes(artifact))
+            if query.state is QueryState.SENT:
+                transitions.send(moment, [edited.id], is_asked=True)
+            moment.record("edited", {"queries": [query.id, edited.id]})
+        return edited
+
+    def send(self, ids: Sequence[int], *, is_asked: bool = False) -> None:
+        """Write down that the oracle is about to be asked: call it just before. Reserved queries only.
+
+        is_asked: people are asked instead, so that the death of this driver puts no doubt on the queries.
+        """
+        with self._write() as moment:
+            transitions.send(moment, ids, is_asked=is_asked)
 
     def tell(self, answers: Mapping[int, Evaluation]) -> None:
-        """Write down answers by query id, all or none: of queries that are sent or in doubt, once each."""
-        told = {query: evaluation_row(query, answer) for query, answer in answers.items()}
-        measured = [row for query, answer in answers.items() for row in outcome_rows(query, answer)]
-        with self._write() as connection:
-            check_states(connection, self._id, list(told), "told", (QueryState.SENT, QueryState.IN_DOUBT))
-            for table, rows in ((schema.evaluations, list(told.values())), (schema.outcomes, measured)):
-                if rows:
-                    connection.execute(table.insert(), rows)
-            for state in (QueryState.DONE, QueryState.FAILED):
-                ids = [query for query, row in told.items() if row["state"] == state]
-                self._update(connection, ids, {"state": state, "ended_at": self._clock()})
+        """Write down answers by query id, all or none: of queries that were sent, once each."""
+        with self._write() as moment:
+            transitions.tell(moment, answers)
 
     def doubt_sent(self) -> list[Query]:
-        """Put every sent query in doubt and return those: for a new driver, as its predecessor is gone."""
-        with self._write() as connection:
-            sent = self._read(connection, schema.queries.c.state == QueryState.SENT)
-            ids = [query.id for query in sent]
-            self._update(connection, ids, {"state": QueryState.IN_DOUBT})
-            if ids:
-                self._record(connection, "in_doubt", {"queries": ids})
-        return [replace(query, state=QueryState.IN_DOUBT) for query in sent]
+        """Put in doubt what an oracle was sent, and return that: for a new driver, as its predecessor is gone."""
+        with self._write() as moment:
+            return transitions.doubt_sent(moment)
 
-    def retry(self, ids: Sequence[int]) -> None:
+    def retry(self, ids: Sequence[int], why: str = "") -> None:
         """Reserve queries in doubt again. They may be paid twice then; `n_sent` keeps showing it."""
-        with self._write() as connection:
-            check_states(connection, self._id, ids, "retried", (QueryState.IN_DOUBT,))
-            self._update(connection, ids, {"state": QueryState.RESERVED})
-            self._record(connection, "retried", {"queries": list(ids)})
+        with self._write() as moment:
+            transitions.retry(moment, ids, why)
+
+    def abandon(self, ids: Sequence[int], why: str = "") -> None:
+        """Give up waiting for the answers to queries that were sent. They stay spent; late answers are welcome."""
+        with self._write() as moment:
+            transitions.abandon(moment, ids, why)
+
+    def reject(self, ids: Sequence[int], why: str = "") -> None:
+        """Refuse designs for which nothing was paid: not sent yet, or asked of people only."""
+        with self._write() as moment:
+            transitions.reject(moment, ids, why)
 
     # ------------------------------------------------------------ the campaign
     def raise_budget(self, budget: int) -> None:
         """Allow `budget` queries in all. Raises BudgetError unless that is more than before, and below 2³¹."""
         if budget >= 2**31:
             raise BudgetError(f"a budget must be below 2³¹ queries, got {budget}")
-        with self._write() as connection:
-            before = self._budget(connection)
+        with self._write() as moment:
+            before = moment.budget
             if budget <= before:
                 raise BudgetError(
                     f"expected a budget above {before}, got {budget}; a budget is never lowered"
                 )
-            ours = schema.campaigns.c.id == self._id
-            connection.execute(schema.campaigns.update().where(ours).values(budget=budget))
-            self._record(connection, "budget_raised", {"from": before, "to": budget})
+            ours = tables.campaigns.c.id == self._id
+            moment.connection.execute(tables.campaigns.update().where(ours).values(budget=budget))
+            moment.record("budget_raised", {"from": before, "to": budget})
 
     def note(self, kind: str, detail: Mapping[str, object]) -> None:
         """Write down an event."""
-        with self._write() as connection:
-            self._record(connection, kind, detail)
+        with self._write() as moment:
+            moment.record(kind, detail)
 
     # ------------------------------------------------------------ reading
     @property
     def budget(self) -> int:
         """How many queries may be paid in all, as of now."""
-        with transaction(self._engine) as connection:
-            return self._budget(connection)
+        return int(self._campaign()["budget"])
 
     def counts(self) -> Counts:
         """Return how many queries stand where."""
-        with transaction(self._engine) as connection:
-            return read_counts(connection, self._id)
+        with self._read() as connection:
+            return reading.read_counts(connection, self._id)
 
     def queries(
-        self, states: Collection[QueryState] | None = None, rounds: Collection[int] | None = None
+        self,
+        states: Collection[QueryState] | None = None,
+        rounds: Collection[int] | None = None,
+        ids: Collection[int] | None = None,
     ) -> list[Query]:
-        """Return the queries in these states and rounds (None: in any), ordered by round and slot."""
-        query = schema.queries.c
-        conditions = [] if states is None else [query.state.in_(states)]
-        conditions += [] if rounds is None else [query.round.in_(rounds)]
-        with transaction(self._engine) as connection:
-            return self._read(connection, *conditions)
+        """Return the queries in these states and rounds, with these ids (None: any), by round and slot."""
+        query = tables.queries.c
+        conditions = [query.campaign_id == self._id]
+        for column, wanted in ((query.state, states), (query.round, rounds), (query.id, ids)):
+            conditions += [] if wanted is None else [column.in_(wanted)]
+        with self._read() as connection:
+            return reading.read_queries(connection, *conditions)
+
+    def keys(self, names: Sequence[str]) -> set[str]:
+        """Return those of the names that are taken by a query's key."""
+        with self._read() as connection:
+            taken = reading.read_keys(connection, [f"{self.uid}-{name}" for name in names])
+        return {key.removeprefix(f"{self.uid}-") for key in taken}
+
+    def best_value(self, outcome: str) -> float | None:
+        """Return the largest value of an outcome so far; None before the first."""
+        with self._read() as connection:
+            return reading.read_best(connection, self._id, outcome)
+
+    def n_rounds(self) -> int:
+        """Return how many rounds there are: the number of the next one."""
+        with self._read() as connection:
+            return reading.read_n_rounds(connection, self._id)
 
     def rounds(self) -> list[RoundRecord]:
         """Return the rounds in the order of their numbers."""
-        table = schema.rounds
-        statement = select(table).where(table.c.campaign_id == self._id).order_by(table.c.number)
-        with transaction(self._engine) as connection:
-            return [
-                RoundRecord(r.number, r.seed, r.summary, r.artifact) for r in connection.execute(statement)
-            ]
+        with self._read() as connection:
+            return reading.read_rounds(connection, self._id)
+
+    def artifacts(self) -> list[Artifact]:
+        """Return what the campaign's blobs are, oldest first."""
+        with self._read() as connection:
+            return reading.read_artifacts(connection, self._id)
 
     def events(self) -> list[Event]:
         """Return the events in the order in which they were written down."""
-        table = schema.events
-        statement = select(table).where(table.c.campaign_id == self._id).order_by(table.c.id)
-        with transaction(self._engine) as connection:
-            return [Event(row.at, row.kind, row.detail) for row in connection.execute(statement)]
+        with self._read() as connection:
+            return reading.read_events(connection, self._id)
+
+    def check(self, look: Callable[[Connection], list[str]]) -> list[str]:
+        """Return what `look` finds in the database (`bbo.ledger.audit`)."""
+        with self._read() as connection:
+            return look(connection)
 
     # ------------------------------------------------------------ within a transaction
     @contextmanager
-    def _write(self) -> Iterator[Connection]:
+    def _write(self) -> Iterator[Moment]:
         if self._held is None:
             raise LedgerError(
                 f"this ledger of {self.directory} is open for reading; call drive() before writing"
             )
         with transaction(self._engine, writes=True) as connection:
-            ours = schema.campaigns.c.id == self._id
-            fence = connection.execute(select(schema.campaigns.c.fence).where(ours)).scalar_one()
-            # The lock alone does not do: a file can be removed, and a file system may not keep locks at all.
+            ours = tables.campaigns.c.id == self._id
+            # PostgreSQL lets one writer of a campaign through at a time; SQLite has locked the file already.
+            columns = (tables.campaigns.c.fence, tables.campaigns.c.budget)
+            fence, budget = connection.execute(select(*columns).where(ours).with_for_update()).one()
+            # The lease alone does not do: a file can be removed, a session cut off, and a file system may not
+            # keep locks at all.
             if fence != self._held[1]:
                 raise CampaignBusyError(
                     f"driver {fence} has taken over {self.directory} from this one, driver {self._held[1]}; "
                     "stop one of them, and keep the lock file while a driver runs"
                 )
+            yield Moment(connection, self._id, fence, budget, self._clock())
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with transaction(self._engine) as connection:
             yield connection
 
-    def _read(self, connection: Connection, *conditions: ColumnElement[bool]) -> list[Query]:
-        return read_queries(connection, schema.queries.c.campaign_id == self._id, *conditions)
+    def _campaign(self) -> Mapping[str, Any]:
+        uid = self._database.campaign_uid()
+        ours = [] if uid is None else [tables.campaigns.c.uid == uid]
+        with self._read() as connection:
+            return dict(connection.execute(select(tables.campaigns).where(*ours)).mappings().one())
 
-    def _budget(self, connection: Connection) -> int:
-        ours = schema.campaigns.c.id == self._id
-        return int(connection.execute(select(schema.campaigns.c.budget).where(ours)).scalar_one())
+    def _n_bytes(self, artifact: str) -> int:
+        return self.blobs.path(artifact).stat().st_size
 
-    def _check_round(
-        self, round_number: int, seed: int, proposals: Sequence[Proposal], artifact: str
-    ) -> None:
+    def _round(
+        self,
+        number: int,
+        seed: int,
+        proposals: Sequence[Proposal],
+        artifact: str,
+        summary: Mapping[str, object],
+    ) -> RoundRecord:
+        """Return the record of a round that can be written. Raises LedgerError for one that cannot."""
         if not proposals:
-            raise LedgerError(f"round {round_number} reserves no query; expected one proposal at least")
+            raise LedgerError(f"round {number} reserves no query; expected one proposal at least")
         if not 0 <= seed < 2**63:
             raise LedgerError(
-                f"the seed of round {round_number} must be in [0, 2⁶³), got {seed}; derive a smaller one"
+                f"the seed of round {number} must be in [0, 2⁶³), got {seed}; derive a smaller one"
             )
         if artifact not in self.blobs:
-            raise LedgerError(
-                f"round {round_number} names the blob {artifact}, which is not there; store it first"
-            )
-
-    def _update(self, connection: Connection, ids: Sequence[int], values: Mapping[str, Any]) -> None:
-        if ids:
-            one = schema.queries.update().where(schema.queries.c.id == bindparam("query_id")).values(**values)
-            connection.execute(one, [{"query_id": query} for query in ids])
-
-    def _record(self, connection: Connection, kind: str, detail: Mapping[str, object]) -> None:
-        detail = as_json(f"the detail of the event {kind!r}", detail)
-        row = {"campaign_id": self._id, "at": self._clock(), "kind": kind, "detail": detail}
-        connection.execute(schema.events.insert(), row)
+            raise LedgerError(f"round {number} names the blob {artifact}, which is not there; store it first")
+        return RoundRecord(number, seed, as_json(f"the summary of round {number}", summary), artifact, None)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bbo.errors import CampaignBusyError, CampaignError
 
+LOCK = "lock"
+
 
 class DriverLock:
     """Holds the lock file from construction to `release`; a process that is killed lets go of it.
@@ -18,8 +20,9 @@ class DriverLock:
     for as long as it outlives its parent: workers are to be spawned, which does not pass it on.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         """Take the lock. Raises CampaignBusyError, with the holder's process and host, when it is taken."""
+        path = directory / LOCK
         try:
             self._file = path.open("a+")
         except OSError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bbo.errors import LedgerError
-from bbo.ledger.schema import QueryState
+from bbo.ledger.tables import QueryState
 from oracles.evaluation import Evaluation
 
 
@@ -22,6 +22,8 @@ class Proposal:
     predicted_std: float | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
     """Where the design came from, as JSON values."""
+    name: str | None = None
+    """Its part of the query's key; None for round and slot."""
 
     def __post_init__(self) -> None:
         for name in ("predicted_mean", "predicted_std"):
@@ -57,29 +59,36 @@ class Query:
     ended_at: float | None
     n_sent: int
     """How often it was sent; above 1 it was retried, and may have been paid more than once."""
+    is_given: bool
+    """Measured by somebody on their own: it takes no place in the budget."""
+    is_asked: bool
+    """Sent to people, who answer when they can, and to no oracle."""
     evaluation: Evaluation | None
     """The answer, exactly when the query is done or failed."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many queries stand where."""
+    """How many queries stand where; `given` ones are counted there and nowhere else."""
 
     reserved: int = 0
     sent: int = 0
     done: int = 0
     failed: int = 0
     in_doubt: int = 0
+    abandoned: int = 0
+    rejected: int = 0
+    given: int = 0
 
     @property
     def n(self) -> int:
-        """All of them: what the budget bounds."""
+        """Those that have a place in the budget."""
         return self.reserved + self.sent + self.spent + self.in_doubt
 
     @property
     def spent(self) -> int:
-        """Those that were answered, and so paid for."""
-        return self.done + self.failed
+        """Those that were answered or given up, and so paid for."""
+        return self.done + self.failed + self.abandoned
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,19 @@ class RoundRecord:
     """Timings and diagnostics, as JSON values."""
     artifact: str | None
     """The blob with the tensors of the round; None where it left none."""
+    fence: int | None
+    """Which driver wrote it, as the event `driven` numbers them; None in a ledger that did not keep it."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A blob that the ledger refers to."""
+
+    sha256: str
+    kind: str
+    n_bytes: int | None
+    """None where it was stored before sizes were kept."""
+    stored_at: float
 
 
 @dataclass(frozen=True)

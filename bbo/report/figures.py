@@ -7,7 +7,7 @@ Text from a ledger or an oracle is escaped here, because plotly.js reads its tex
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from bbo.ledger import Query, QueryState
+from bbo.objective import value_of
 from bbo.report.numbers import Prediction, belief, number
-from bbo.tables import value_of
 from oracles.base import Reference
 
 INK = "#1c2430"
@@ -47,24 +47,29 @@ def plotly_script() -> str:
 
 
 # ------------------------------------------------------------------- every query
+_UNKNOWN = (QueryState.IN_DOUBT, QueryState.ABANDONED)
+
+
 def progress_figure(
     queries: Sequence[Query], objective: str, budget: int, reference: Reference | None
 ) -> str:
     """Return every paid query and the best value so far, against the spent budget."""
     figure = go.Figure()
+    place = {query.id: number for number, query in enumerate(queries, start=1)}
     done = [q for q in queries if q.state is QueryState.DONE]
     for origin, (label, colour, symbol) in _ORIGINS.items():
         if chosen := [q for q in done if _origin(q) == origin]:
-            figure.add_trace(_dots(chosen, objective, label, colour, symbol))
+            figure.add_trace(_dots(chosen, place, objective, label, colour, symbol))
     if done:
-        figure.add_trace(_best_so_far(queries, objective))
+        figure.add_trace(_best_so_far(queries, place, objective))
     floor = _floor(done, objective)
     for state, label, colour in (
         (QueryState.FAILED, "failed", FAILED),
         (QueryState.IN_DOUBT, "in doubt", DOUBTED),
+        (QueryState.ABANDONED, "abandoned", DOUBTED),
     ):
         if chosen := [q for q in queries if q.state is state]:
-            figure.add_trace(_ticks(chosen, label, colour, floor))
+            figure.add_trace(_ticks(chosen, place, label, colour, floor))
     right = 1.01 * budget + 1
     if reference is not None:
         figure.add_trace(_level(reference, right))
@@ -74,9 +79,16 @@ def progress_figure(
     return _json(figure)
 
 
-def _dots(queries: Sequence[Query], objective: str, label: str, colour: str, symbol: str) -> go.Scatter:
+def _dots(
+    queries: Sequence[Query],
+    place: Mapping[int, int],
+    objective: str,
+    label: str,
+    colour: str,
+    symbol: str,
+) -> go.Scatter:
     return go.Scatter(
-        x=[q.id for q in queries],
+        x=[place[q.id] for q in queries],
         y=[value_of(q, objective) for q in queries],
         mode="markers",
         name=label,
@@ -86,11 +98,11 @@ def _dots(queries: Sequence[Query], objective: str, label: str, colour: str, sym
     )
 
 
-def _best_so_far(queries: Sequence[Query], objective: str) -> go.Scatter:
-    paid = [q for q in queries if q.evaluation is not None or q.state is QueryState.IN_DOUBT]
+def _best_so_far(queries: Sequence[Query], place: Mapping[int, int], objective: str) -> go.Scatter:
+    paid = [q for q in queries if q.evaluation is not None or q.state in _UNKNOWN]
     best = np.fmax.accumulate([value_of(q, objective) for q in paid])
     return go.Scatter(
-        x=[q.id for q in paid],
+        x=[place[q.id] for q in paid],
         y=[None if np.isnan(value) else float(value) for value in best],
         mode="lines",
         name="best so far",
@@ -110,11 +122,13 @@ def _level(reference: Reference, right: float) -> go.Scatter:
     )
 
 
-def _ticks(queries: Sequence[Query], label: str, colour: str, floor: float) -> go.Scatter:
+def _ticks(
+    queries: Sequence[Query], place: Mapping[int, int], label: str, colour: str, floor: float
+) -> go.Scatter:
     """Return queries without a value as ticks on the baseline."""
     reasons = ["never answered" if q.evaluation is None else q.evaluation.error or "" for q in queries]
     return go.Scatter(
-        x=[q.id for q in queries],
+        x=[place[q.id] for q in queries],
         y=[floor] * len(queries),
         mode="markers",
         name=label,

@@ -69,11 +69,17 @@ def collect(ledger: Ledger, best: Sequence[Query], n_references: int, gallery: G
 def built_in_gallery(config: Mapping[str, object]) -> Gallery | None:
     """Return the oracle of a config if it is a built-in one that can draw; for any other nothing is built.
 
+    That inside wrappers counts: they change no design, and a value only by noise or, where nothing is drawn, its sign.
+
     Raises what its constructor raises on settings that are none of its own.
     """
     recorded = config.get("oracle")
     if not isinstance(recorded, Mapping):
         return None
+    while isinstance(recorded.get("oracle"), Mapping):
+        if recorded.get("type") == "negated":
+            return None
+        recorded = recorded["oracle"]
     name = recorded.get("type")
     if not isinstance(name, str) or name not in REGISTRY["oracle"]:
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
 from bbo.ledger import Ledger, Query, QueryState, RoundRecord
-from bbo.tables import objective_of, value_of
+from bbo.objective import objective_of, value_of
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _REASON_LENGTH = 300
@@ -36,12 +36,18 @@ class Account:
     config: Mapping[str, object]
     rounds: Sequence[RoundRecord]
     queries: Sequence[Query]
+    """Those with a place in the budget: neither given nor rejected ones."""
+    given: Sequence[Query] = ()
+    """Those that somebody measured on their own."""
 
     @classmethod
     def of(cls, ledger: Ledger) -> Account:
         """Return the account of a ledger that somebody else may be writing to."""
-        queries = ledger.queries()
-        return cls(ledger.name, ledger.budget, objective_of(ledger), ledger.config, ledger.rounds(), queries)
+        every = ledger.queries()
+        queries = [q for q in every if not q.is_given and q.state is not QueryState.REJECTED]
+        given = [q for q in every if q.is_given]
+        objective, rounds = objective_of(ledger), ledger.rounds()
+        return cls(ledger.name, ledger.budget, objective, ledger.config, rounds, queries, given)
 
     def of_state(self, *states: QueryState) -> list[Query]:
         """Return the queries in these states, in their order."""
@@ -56,8 +62,9 @@ class Account:
         return value_of(query, self.objective)
 
     def best(self, n: int) -> list[Query]:
-        """Return the n best queries, best first; of equals the earliest first."""
-        return sorted(self.of_state(QueryState.DONE), key=self.value, reverse=True)[:n]
+        """Return the n best queries, given ones too, best first; of equals the earliest first."""
+        done = [*(q for q in self.given if q.state is QueryState.DONE), *self.of_state(QueryState.DONE)]
+        return sorted(done, key=self.value, reverse=True)[:n]
 
     def predictions(self) -> list[Prediction]:
         """Return what was predicted of each query that has an outcome, where something was."""
@@ -69,8 +76,8 @@ class Account:
 
     @property
     def n_paid(self) -> int:
-        """Queries that count as spent: the answered ones and those in doubt."""
-        return self.n(QueryState.DONE, QueryState.FAILED, QueryState.IN_DOUBT)
+        """Queries that count as spent: answered, in doubt, or given up."""
+        return self.n(QueryState.DONE, QueryState.FAILED, QueryState.IN_DOUBT, QueryState.ABANDONED)
 
 
 @dataclass(frozen=True)

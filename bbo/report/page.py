@@ -69,16 +69,20 @@ class ReportError(BboError):
 
 
 def write_report(
-    directory: str | Path, out: str | Path | None = None, gallery: Gallery | None = None
+    directory: str | Path,
+    out: str | Path | None = None,
+    gallery: Gallery | None = None,
+    database: str | None = None,
 ) -> Path:
     """Write the report of the campaign in `directory` and return its path: `out`, or DIRECTORY/report.html.
 
+    database: URL of the PostgreSQL database that holds its ledger; None for a file in the directory.
     gallery: how designs look; None for the built-in oracle that the config names, if it can draw.
 
     Raises CampaignError when there is no campaign, LedgerError when its ledger cannot be read, ReportError
     when the file cannot be written.
     """
-    with Ledger.open(Path(directory)) as ledger:
+    with Ledger.open(Path(directory), database) as ledger:
         page = _page(ledger, gallery)
     path = Path(directory) / "report.html" if out is None else Path(out)
     try:
@@ -149,7 +153,9 @@ def _spent(account: Account) -> str:
     word = "Finished" if account.n_paid >= account.budget else "Unfinished"
     return (
         f"{word}: {account.n_paid} of {account.budget} queries spent, {n_failed} failed, {n_doubt} in doubt"
+        + (f", {n_abandoned} abandoned" if (n_abandoned := account.n(QueryState.ABANDONED)) else "")
         + (f", {n_open} waiting for an answer" if n_open else "")
+        + (f"; {len(account.given)} measured elsewhere" if account.given else "")
     )
 
 
@@ -282,8 +288,9 @@ def _doubts(account: Account) -> str:
         "paid, so they count as spent, and nothing sends them again by itself."
     )
     how = (
-        "<p>With the answer in hand: <code>campaign.tell(QUERY, value)</code>. To ask again, and perhaps pay "
-        "twice: <code>campaign.ledger.retry([QUERY])</code>, then <code>campaign.run()</code>.</p>"
+        "<p><code>bbo resolve CAMPAIGN QUERY</code> decides: <code>--value</code> or <code>--failed</code> with the "
+        "answer in hand, <code>--spent</code> when none will come, <code>--retry</code> to ask again, and perhaps "
+        "pay twice.</p>"
     )
     rows = [[q.key, str(q.id), str(q.round), moment(q.sent_at), str(q.n_sent)] for q in doubted]
     header = ["key", "query", "round", "last sent", "times sent"]

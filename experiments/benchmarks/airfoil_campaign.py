@@ -23,8 +23,8 @@ import numpy as np  # isort: skip  (after the harness, which sets the number of 
 import torch
 from jaxtyping import Float
 
-from bbo import tables
 from bbo.config.plan import load_plan
+from bbo.objective import value_of
 from experiments.problems.airfoil import CONFIG, best_and_top, nearest_data, prior_designs
 
 
@@ -48,7 +48,7 @@ def campaign(seed: int, budget: int) -> Run:
             opened.run()
             seconds = time.perf_counter() - began
             queries = opened.ledger.queries()
-            values = np.array([tables.value_of(query, "value") for query in queries])
+            values = np.array([value_of(query, "value") for query in queries])
             return Run(values, opened.designs(queries).numpy(), seconds)
 
 

@@ -39,6 +39,19 @@ def bowl(design):
     return -float(((design - 1.5) ** 2).sum())
 
 
+def dying_at(n):
+    """Return the bowl, whose nth call is interrupted."""
+    calls = []
+
+    def oracle(design):
+        calls.append(design)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return bowl(design)
+
+    return oracle
+
+
 def opened(directory, oracle=bowl, **changes):
     settings = {"prior": PRIOR, "budget": 24, "batch_size": 4, "method": METHOD, **changes}
     return Campaign.open(directory, oracle=oracle, **settings)
@@ -215,11 +228,15 @@ def test_interrupted_and_run_again_in_the_same_process(tmp_path):
 
 
 def test_a_late_answer_is_welcome_whatever_the_policy(tmp_path):
-    oracle = FunctionOracle(bowl, is_idempotent=True)
+    oracle = FunctionOracle(dying_at(2), is_idempotent=True, n_per_call=4)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        opened(tmp_path / "run", oracle, in_doubt="retry", budget=4) as campaign,
+    ):
+        campaign.run()
     with opened(tmp_path / "run", oracle, in_doubt="retry", budget=4) as campaign:
-        asked = campaign.ask(4)
-    with opened(tmp_path / "run", oracle, in_doubt="retry", budget=4) as campaign:
-        campaign.tell(asked[0].id, 5.0)
+        first = campaign.ledger.queries({QueryState.IN_DOUBT})[0]
+        campaign.tell(first.id, 5.0)
         campaign.run()  # asks for the other three again
         assert campaign.ledger.counts().done == 4
         assert campaign.best(1).value[0] == 5.0
@@ -308,14 +325,15 @@ def test_a_campaign_by_hand_needs_no_oracle_and_remembers_what_is_pending(tmp_pa
         assert campaign.ledger.counts().done == 4
 
 
-def test_what_was_asked_and_not_answered_is_in_doubt_later_and_can_be_told(tmp_path):
+def test_what_people_were_asked_is_theirs_whoever_dies(tmp_path):
     with opened(tmp_path / "run", budget=6) as campaign:
         asked = campaign.ask(4)
     with opened(tmp_path / "run", budget=6) as campaign:
-        assert campaign.ledger.counts().in_doubt == 4
+        assert campaign.ledger.counts().sent == 4
         campaign.tell(asked[2].id, 3.5)
         assert campaign.best(1).value[0] == 3.5
-        campaign.run()  # those in doubt count as spent
+        campaign.run()  # leaves alone what people are working on
+        assert campaign.ledger.counts().sent == 3
         assert campaign.ledger.counts().n == 6
 
 

@@ -11,11 +11,13 @@ from bbo.steering import SteeredPrior
 from oracles.airfoil import AirfoilOracle
 from oracles.callables import FunctionOracle
 from smc.resampling import stratified
+from smc.sampler import SamplerConfig
+from smc.tempering import Exponential
 from surrogate.features import Standardize
 
 
 def test_registered_parts_have_their_short_names():
-    told = describe(SteeredPrior())
+    told = describe(SteeredPrior(sampler=SamplerConfig(tempering=Exponential())))
     assert told["surrogate"]["type"] == "gp"
     assert told["acquisition"] == {"type": "ucb", "beta": 1.0}
     assert told["sampler"]["resampling"] == "systematic"

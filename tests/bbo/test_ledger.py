@@ -4,11 +4,9 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +14,22 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy.exc import DBAPIError
 
 from bbo.errors import BlobError, BudgetError, CampaignBusyError, CampaignError, LedgerError
 from bbo.ledger import Counts, Ledger, Proposal, Query, QueryState
 from oracles.evaluation import Evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
-RESERVED, SENT, DONE, FAILED, IN_DOUBT = QueryState
+RESERVED, SENT, DONE, FAILED, IN_DOUBT, ABANDONED, REJECTED = QueryState
+POSTGRES = os.environ.get("BBO_TEST_POSTGRES_URL")
+"""The same suite runs there when it is set: CONTRIBUTING.md says how to start one."""
 
 
-def _create(directory: Path, budget: int = 12) -> Ledger:
-    return Ledger.create(directory, name="test", budget=budget, config={"oracle": {"name": "fake"}})
+def _create(directory: Path, budget: int = 12, database: str | None = None) -> Ledger:
+    return Ledger.create(
+        directory, name="test", budget=budget, config={"oracle": {"name": "fake"}}, database=database
+    )
 
 
 def _reserve(ledger: Ledger, n: int, number: int = 0) -> list[Query]:
@@ -39,28 +42,66 @@ def _ids(queries: list[Query]) -> list[int]:
     return [query.id for query in queries]
 
 
+@pytest.fixture(
+    params=[
+        None,
+        pytest.param(
+            POSTGRES, marks=pytest.mark.skipif(not POSTGRES, reason="BBO_TEST_POSTGRES_URL is not set")
+        ),
+    ],
+    ids=["sqlite", "postgresql"],
+)
+def database(request: pytest.FixtureRequest) -> str | None:
+    return request.param
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with _create(tmp_path).drive() as ledger:
+def ledger(tmp_path: Path, database: str | None) -> Iterator[Ledger]:
+    with _create(tmp_path, database=database).drive() as ledger:
         yield ledger
 
 
-@pytest.fixture
-def raw(ledger: Ledger) -> Iterator[sqlite3.Connection]:
+class Prompt:
     """A person with a SQL prompt: the rules that hold here hold for everybody."""
-    connection = sqlite3.connect(ledger.directory / "ledger.sqlite")
-    connection.execute("PRAGMA foreign_keys = ON")
-    yield connection
-    connection.close()
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._connection = ledger._engine.connect().execution_options(writes=True)
+        self._mark = "?" if ledger._engine.dialect.name == "sqlite" else "%s"
+        self.is_sqlite = self._mark == "?"
+
+    def execute(self, statement: str, values: tuple[object, ...] = ()) -> int:
+        with self._connection.begin_nested():  # PostgreSQL refuses all that follows a refusal, else
+            done = self._connection.exec_driver_sql(statement.replace("?", self._mark), values)
+            return done.rowcount
+
+    def commit(self) -> None:
+        self._connection.commit()
+
+    def rollback(self) -> None:
+        self._connection.rollback()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def raw(ledger: Ledger) -> Iterator[Prompt]:
+    prompt = Prompt(ledger)
+    yield prompt
+    prompt.close()
 
 
 def _bring_to(ledger: Ledger, state: QueryState) -> int:
     """Return the id of a query that was brought to `state` in the ordinary way."""
     (query,) = _reserve(ledger, 1)
-    if state is not RESERVED:
+    if state is REJECTED:
+        ledger.reject([query.id], "ugly")
+    elif state is not RESERVED:
         ledger.send([query.id])
     if state is IN_DOUBT:
         ledger.doubt_sent()
+    if state is ABANDONED:
+        ledger.abandon([query.id], "lost")
     if state in (DONE, FAILED):
         ledger.tell({query.id: Evaluation.of(1.0) if state is DONE else Evaluation.failed("crossed")})
     return query.id
@@ -108,7 +149,7 @@ class TestLife:
 
     def test_one_campaign_a_directory(self, tmp_path: Path) -> None:
         assert not Ledger.exists(tmp_path)
-        with pytest.raises(CampaignError, match=r"expected a campaign in .* got no ledger.sqlite"):
+        with pytest.raises(CampaignError, match=r"expected a campaign in .* got no ledger there"):
             Ledger.open(tmp_path)
         assert list(tmp_path.iterdir()) == []
         _create(tmp_path).close()
@@ -122,22 +163,7 @@ class TestLife:
             _create(tmp_path / "new", budget)
         assert not (tmp_path / "new").exists()
 
-    def test_a_newer_schema_is_refused_with_both_versions(
-        self, ledger: Ledger, raw: sqlite3.Connection
-    ) -> None:
-        raw.execute("UPDATE meta SET schema_version = 99")
-        raw.commit()
-        with pytest.raises(LedgerError, match=r"newer bbo: expected schema 1, got 99; install"):
-            Ledger.open(ledger.directory)
-
-    @pytest.mark.parametrize("content", [b"", b"not a database, but long enough to look" * 9])
-    def test_what_is_no_ledger_is_refused_in_one_line(self, tmp_path: Path, content: bytes) -> None:
-        (tmp_path / "ledger.sqlite").write_bytes(content)
-        with pytest.raises(LedgerError, match=r"SQLite cannot read .*ledger.sqlite") as caught:
-            Ledger.open(tmp_path)
-        assert "\n" not in str(caught.value)
-
-    def test_nothing_is_written_without_driving(self, ledger: Ledger) -> None:
+    def test_nothing_is_written_without_driving(self, ledger: Ledger, database: str | None) -> None:
         (query,) = _reserve(ledger, 1)
         writes = [
             lambda reader: _reserve(reader, 1, 1),
@@ -148,33 +174,13 @@ class TestLife:
             lambda reader: reader.raise_budget(99),
             lambda reader: reader.note("kind", {}),
         ]
-        with Ledger.open(ledger.directory) as reader:
+        with Ledger.open(ledger.directory, database) as reader:
             for write in writes:
                 with pytest.raises(LedgerError, match="call drive"):
                     write(reader)
         ledger.close()
         with pytest.raises(LedgerError, match="call drive"):
             ledger.send([query.id])
-
-    def test_every_commit_is_synced_before_it_returns(self, ledger: Ledger) -> None:
-        with ledger._engine.connect() as connection:
-            assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
-            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
-            assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
-
-    def test_a_full_disk_is_one_clear_line_and_loses_nothing(self, ledger: Ledger) -> None:
-        _reserve(ledger, 1)
-        with ledger._engine.connect() as connection:
-            n_pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-            connection.exec_driver_sql(f"PRAGMA max_page_count = {n_pages}")
-        before = ledger.queries()
-        with pytest.raises(
-            LedgerError, match=r"SQLite cannot write .*: database or disk is full; see to .*disk"
-        ):
-            ledger.reserve(1, 7, [Proposal(0, provenance={"x": "x" * 100_000})], before[0].artifact, {})
-        assert ledger.queries() == before
-        assert len(ledger.rounds()) == 1
-        ledger.send([before[0].id])
 
     def test_a_clock_that_jumps_back_disturbs_nothing(self, tmp_path: Path) -> None:
         times = iter([50.0, 40.0, 30.0, 20.0, 10.0, 0.0, -10.0, -20.0, -30.0])
@@ -246,7 +252,7 @@ class TestReserve:
                 (0, 7, [Proposal(0), Proposal(1, provenance={"x": {1, 2}})], blob, {}),
                 "provenance of slot 1 must",
             ),
-            ((0, 7, [Proposal(0), Proposal(-1)], blob, {}), "CHECK constraint failed"),
+            ((0, 7, [Proposal(0), Proposal(-1)], blob, {}), r"(?i)check constraint"),
         ]:
             with pytest.raises(LedgerError, match=message):
                 ledger.reserve(*arguments)
@@ -264,9 +270,11 @@ class TestReserve:
 class TestTransitions:
     LEGAL = {  # noqa: RUF012
         "send": {RESERVED: SENT},
-        "tell": {SENT: DONE, IN_DOUBT: DONE},
-        "fail": {SENT: FAILED, IN_DOUBT: FAILED},
+        "tell": {SENT: DONE, IN_DOUBT: DONE, ABANDONED: DONE},
+        "fail": {SENT: FAILED, IN_DOUBT: FAILED, ABANDONED: FAILED},
         "retry": {IN_DOUBT: RESERVED},
+        "abandon": {SENT: ABANDONED, IN_DOUBT: ABANDONED},
+        "reject": {RESERVED: REJECTED},
         "doubt": {SENT: IN_DOUBT},
     }
 
@@ -280,6 +288,8 @@ class TestTransitions:
             "tell": lambda: ledger.tell({query: Evaluation.of(2.0)}),
             "fail": lambda: ledger.tell({query: Evaluation.failed("no")}),
             "retry": lambda: ledger.retry([query]),
+            "abandon": lambda: ledger.abandon([query]),
+            "reject": lambda: ledger.reject([query]),
             "doubt": ledger.doubt_sent,
         }[verb]
         if state in self.LEGAL[verb]:
@@ -289,21 +299,22 @@ class TestTransitions:
             assert do() == []
             assert ledger.queries() == before
         else:
-            with pytest.raises(LedgerError, match=f"query {query} cannot be .* got {state}; ."):
+            with pytest.raises(
+                LedgerError, match=f"query {query} cannot be .*(got {state}; .|may have been paid)"
+            ):
                 do()
             assert ledger.queries() == before
 
     @pytest.mark.parametrize("old", list(QueryState))
     @pytest.mark.parametrize("new", list(QueryState))
-    def test_by_raw_sql(
-        self, ledger: Ledger, raw: sqlite3.Connection, old: QueryState, new: QueryState
-    ) -> None:
+    def test_by_raw_sql(self, ledger: Ledger, raw: Prompt, old: QueryState, new: QueryState) -> None:
         query = _bring_to(ledger, old)
         change = ("UPDATE queries SET state = ? WHERE id = ?", (new, query))
-        if (old, new) in {(RESERVED, SENT), (SENT, IN_DOUBT), (IN_DOUBT, RESERVED)}:
-            assert raw.execute(*change).rowcount == 1
+        lawful = {(RESERVED, SENT), (RESERVED, REJECTED), (SENT, IN_DOUBT), (SENT, ABANDONED)}
+        if (old, new) in lawful | {(IN_DOUBT, RESERVED), (IN_DOUBT, ABANDONED)}:
+            assert raw.execute(*change) == 1
         else:  # the way to an end leads past an evaluation
-            with pytest.raises(sqlite3.IntegrityError, match=r"illegal transition|done needs an evaluation"):
+            with pytest.raises(DBAPIError, match=r"illegal transition|done needs an eval|never rejected"):
                 raw.execute(*change)
 
     def test_a_group_moves_whole_or_not_at_all(self, ledger: Ledger) -> None:
@@ -312,7 +323,8 @@ class TestTransitions:
         with pytest.raises(LedgerError, match=f"query {second} cannot be sent: expected reserved, got sent"):
             ledger.send([first, second])
         with pytest.raises(
-            LedgerError, match=f"query {first} cannot be told: expected sent or in_doubt, got reserved"
+            LedgerError,
+            match=f"query {first} cannot be told: expected sent or in_doubt or abandoned, got reserved",
         ):
             ledger.tell({second: Evaluation.of(1.0), first: Evaluation.of(1.0)})
         with pytest.raises(LedgerError, match="query 99 cannot be sent: there is no such query"):
@@ -337,13 +349,13 @@ class TestTransitions:
         doubted = ledger.doubt_sent()
         assert doubted == ledger.queries({IN_DOUBT})
         assert _ids(doubted) == ids[:2]
-        ledger.retry(ids[:1])
+        ledger.retry(ids[:1], "gone")
         ledger.send(ids[:1])
         ledger.tell({ids[0]: Evaluation.of(1.0)})
         assert [query.n_sent for query in ledger.queries()] == [2, 1, 0]
         assert ledger.counts() == Counts(reserved=1, done=1, in_doubt=1)
         noted = [(event.kind, event.detail) for event in ledger.events()[1:]]
-        assert noted == [("in_doubt", {"queries": ids[:2]}), ("retried", {"queries": ids[:1]})]
+        assert noted == [("in_doubt", {"queries": ids[:2]}), ("retried", {"queries": ids[:1], "why": "gone"})]
 
 
 class TestTell:
@@ -372,11 +384,11 @@ class TestTell:
         [
             (
                 Evaluation(outcomes={"value": 1.0}, cost=float("nan")),
-                "cost of query 1 must be a finite number, got nan",
+                r"cost of query \d+ must be a finite number, got nan",
             ),
             (
                 Evaluation(outcomes={"value": 1.0}, noise_std={"value": -0.5}),
-                "noise_std of query 1 .*'value': -0.5",
+                r"noise_std of query \d+ .*'value': -0.5",
             ),
             (Evaluation(outcomes={"value": 1.0}, noise_std={"value": float("inf")}), "'value': inf"),
             (
@@ -408,7 +420,7 @@ class TestRawSql:
         'artifact, "row", predicted_mean, predicted_std, provenance, reserved_at, sent_at, ended_at, n_sent'
     )
 
-    def test_the_lawful_way_is_open(self, ledger: Ledger, raw: sqlite3.Connection) -> None:
+    def test_the_lawful_way_is_open(self, ledger: Ledger, raw: Prompt) -> None:
         query = _bring_to(ledger, SENT)
         raw.execute(self.EVALUATION, (query, "done", None))
         raw.execute(self.OUTCOME, (query,))
@@ -417,39 +429,37 @@ class TestRawSql:
         assert ledger.queries()[0].evaluation == Evaluation.of(1.0)
 
     @pytest.mark.parametrize("state", [RESERVED, SENT, IN_DOUBT])
-    def test_an_evaluation_ends_its_query(
-        self, ledger: Ledger, raw: sqlite3.Connection, state: QueryState
-    ) -> None:
+    def test_an_evaluation_ends_its_query(self, ledger: Ledger, raw: Prompt, state: QueryState) -> None:
         query = _bring_to(ledger, state)
         raw.execute(self.EVALUATION, (query, "failed", "no"))
-        with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        with pytest.raises(DBAPIError, match=r"(?i)foreign key"):
             raw.commit()
 
     @pytest.mark.parametrize(("state", "error"), [("done", "no"), ("failed", None), ("sent", None)])
     def test_error_exactly_when_failed(
-        self, ledger: Ledger, raw: sqlite3.Connection, state: str, error: str | None
+        self, ledger: Ledger, raw: Prompt, state: str, error: str | None
     ) -> None:
         query = _bring_to(ledger, SENT)
-        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        with pytest.raises(DBAPIError, match=r"(?i)check"):
             raw.execute(self.EVALUATION, (query, state, error))
 
-    def test_outcomes_exactly_when_done(self, ledger: Ledger, raw: sqlite3.Connection) -> None:
+    def test_outcomes_exactly_when_done(self, ledger: Ledger, raw: Prompt) -> None:
         query = _bring_to(ledger, SENT)
-        with pytest.raises(sqlite3.IntegrityError, match="outcomes come with their evaluation"):
+        with pytest.raises(DBAPIError, match="outcomes come with their evaluation"):
             raw.execute(self.OUTCOME, (query,))
         raw.execute(self.EVALUATION, (query, "done", None))
-        with pytest.raises(sqlite3.IntegrityError, match="done needs an evaluation with outcomes"):
+        with pytest.raises(DBAPIError, match="done needs an evaluation with outcomes"):
             raw.execute(self.END, ("done", query))
         raw.rollback()
         raw.execute(self.EVALUATION, (query, "failed", "no"))
-        with pytest.raises(sqlite3.IntegrityError, match="outcomes come with their evaluation"):
+        with pytest.raises(DBAPIError, match="outcomes come with their evaluation"):
             raw.execute(self.OUTCOME, (query,))
-        with pytest.raises(sqlite3.IntegrityError, match="done needs an evaluation with outcomes"):
+        with pytest.raises(DBAPIError, match="done needs an evaluation with outcomes"):
             raw.execute(self.END, ("done", query))
 
-    def test_no_outcome_comes_late(self, ledger: Ledger, raw: sqlite3.Connection) -> None:
+    def test_no_outcome_comes_late(self, ledger: Ledger, raw: Prompt) -> None:
         query = _bring_to(ledger, DONE)
-        with pytest.raises(sqlite3.IntegrityError, match="outcomes come with their evaluation"):
+        with pytest.raises(DBAPIError, match="outcomes come with their evaluation"):
             raw.execute("INSERT INTO outcomes (query_id, name, value) VALUES (?, 'drag', 1.0)", (query,))
 
     @pytest.mark.parametrize(
@@ -468,17 +478,15 @@ class TestRawSql:
             "INSERT INTO evaluations SELECT query_id, state, error, cost, metadata FROM evaluations",
         ],
     )
-    def test_nothing_is_taken_back_or_smuggled_in(
-        self, ledger: Ledger, raw: sqlite3.Connection, statement: str
-    ) -> None:
+    def test_nothing_is_taken_back_or_smuggled_in(self, ledger: Ledger, raw: Prompt, statement: str) -> None:
         _bring_to(ledger, DONE)
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(DBAPIError):
             raw.execute(statement)
 
     @pytest.mark.parametrize("table", ["outcomes", "evaluations", "queries", "rounds", "events", "campaigns"])
-    def test_nothing_is_deleted(self, ledger: Ledger, raw: sqlite3.Connection, table: str) -> None:
+    def test_nothing_is_deleted(self, ledger: Ledger, raw: Prompt, table: str) -> None:
         _bring_to(ledger, DONE)
-        with pytest.raises(sqlite3.IntegrityError, match=f"{table} are never deleted"):
+        with pytest.raises(DBAPIError, match=f"{table} are never deleted"):
             raw.execute(f"DELETE FROM {table}")
 
 
@@ -495,8 +503,8 @@ sys.stdin.read()
 
 
 class TestTwoDrivers:
-    def test_in_one_process(self, ledger: Ledger) -> None:
-        with Ledger.open(ledger.directory) as second:
+    def test_in_one_process(self, ledger: Ledger, database: str | None) -> None:
+        with Ledger.open(ledger.directory, database) as second:
             with pytest.raises(
                 CampaignBusyError, match=f"driven by process {os.getpid()} on {socket.gethostname()}"
             ):
@@ -532,10 +540,25 @@ class TestTwoDrivers:
             driver.kill()
             driver.communicate()
 
-    def test_a_driver_that_lost_its_lock_file_is_fenced_off(self, ledger: Ledger) -> None:
+    def test_a_driver_that_lost_its_lease_is_fenced_off(
+        self, ledger: Ledger, database: str | None, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         ids = _ids(_reserve(ledger, 2))
-        (ledger.directory / "lock").unlink()
-        with Ledger.open(ledger.directory).drive() as second:
+        where = ledger.directory
+        if database is None:
+            (where / "lock").unlink()
+        else:  # driven from another machine, with the directory's files, and cut off from the database for a while
+            where = shutil.copytree(where, tmp_path_factory.mktemp("other") / "run")
+            with (
+                Ledger.open(where, database) as second,
+                pytest.raises(CampaignBusyError, match="another machine"),
+            ):
+                second.drive()
+            lease = ledger._held[0]
+            pid = lease._session.connection.dbapi_connection.info.backend_pid
+            with ledger._engine.connect() as connection:
+                connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 5000)")
+        with Ledger.open(where, database).drive() as second:
             second.send(ids[:1])
             for write in (
                 lambda: ledger.send(ids[1:]),
@@ -561,29 +584,13 @@ class TestTwoDrivers:
             assert [event.detail["fence"] for event in second.events()] == [1]
             assert caught.traceback  # still holds what the failed attempt held
 
-    def test_a_lock_without_a_name_in_it_still_locks(self, ledger: Ledger) -> None:
+    def test_a_lock_without_a_name_in_it_still_locks(self, ledger: Ledger, database: str | None) -> None:
         (ledger.directory / "lock").write_text("")
         with (
-            Ledger.open(ledger.directory) as second,
+            Ledger.open(ledger.directory, database) as second,
             pytest.raises(CampaignBusyError, match="has not written its name"),
         ):
             second.drive()
-
-    def test_reads_do_not_wait_for_a_writer(self, ledger: Ledger, raw: sqlite3.Connection) -> None:
-        _reserve(ledger, 1)
-        raw.execute("BEGIN IMMEDIATE")
-        with Ledger.open(ledger.directory) as reader:
-            started = time.perf_counter()
-            assert reader.counts() == Counts(reserved=1)
-            assert time.perf_counter() - started < 2, "a writer waits ten seconds here"
-
-    def test_a_transaction_sees_the_budget_that_it_spends(
-        self, ledger: Ledger, raw: sqlite3.Connection
-    ) -> None:
-        """Two that read before they lock would both find room: a writer locks first."""
-        raw.execute("PRAGMA busy_timeout = 0")
-        with ledger._write(), pytest.raises(sqlite3.OperationalError, match="locked"):
-            raw.execute("BEGIN IMMEDIATE")
 
 
 class TestReading:
@@ -601,51 +608,30 @@ class TestReading:
         assert ledger.queries({DONE})[0].evaluation.outcomes == {"a": 1.0, "b": 2.0}
         assert [record.number for record in ledger.rounds()] == [1, 5]
 
-    def test_a_group_may_be_larger_than_a_statement(self, tmp_path: Path) -> None:
-        with _create(tmp_path, 1200).drive() as ledger:
-            with ledger._engine.connect() as connection:  # the least that SQLite is ever built with
-                driver = connection.connection.driver_connection
-                driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
-            ledger.send(_ids(_reserve(ledger, 1200)))
-            assert len(ledger.doubt_sent()) == ledger.counts().in_doubt == 1200
-
-    def test_is_quick_with_many_queries(self, tmp_path: Path) -> None:
-        n = 20_000
-        with _create(tmp_path, n).drive() as ledger:
-            ids = _ids(_reserve(ledger, n))
-            ledger.send(ids)
-            ledger.tell({query: Evaluation.of(float(query)) for query in ids[:-1]})
-        started = time.perf_counter()
-        with Ledger.open(tmp_path) as ledger:
-            opened = time.perf_counter() - started
-            counts = ledger.counts()
-            counted = time.perf_counter() - started - opened
-            plan = (
-                "EXPLAIN QUERY PLAN SELECT state, count(*) FROM queries WHERE campaign_id = 1 GROUP BY state"
-            )
-            with ledger._engine.connect() as connection:
-                assert "COVERING INDEX queries_by_state" in connection.exec_driver_sql(plan).one()[3]
-        assert counts == Counts(sent=1, done=n - 1)
-        assert (counts.n, counts.spent) == (n, n - 1)
-        assert opened < 0.4, "2 s for 100,000"
-        assert counted < 0.2, "1 s for 100,000"
-
 
 class LedgerMachine(RuleBasedStateMachine):
     """Any order of calls, kills included, leaves what a dictionary of states and a budget would."""
+
+    database: str | None = None
 
     @initialize()
     def create(self) -> None:
         self.directory = Path(tempfile.mkdtemp())
         self.budget = 6
-        self.ledger = _create(self.directory, self.budget).drive()
+        self.ledger = _create(self.directory, self.budget, self.database).drive()
         self.states: dict[int, QueryState] = {}
         self.n_sent: dict[int, int] = {}
+        self.given: set[int] = set()
+        self.asked: set[int] = set()
         self.n_rounds = 0
+
+    @property
+    def n_taken(self) -> int:
+        return sum(state is not REJECTED and query not in self.given for query, state in self.states.items())
 
     @rule(n=st.integers(1, 4))
     def reserve(self, n: int) -> None:
-        if len(self.states) + n > self.budget:
+        if self.n_taken + n > self.budget:
             with pytest.raises(BudgetError):
                 _reserve(self.ledger, n, self.n_rounds)
             return
@@ -653,29 +639,72 @@ class LedgerMachine(RuleBasedStateMachine):
             self.states[query.id], self.n_sent[query.id] = RESERVED, 0
         self.n_rounds += 1
 
+    @rule(n=st.integers(1, 3))
+    def give(self, n: int) -> None:
+        proposals = [Proposal(row=i, name=f"given-{self.n_rounds}-{i}") for i in range(n)]
+        blob = self.ledger.blobs.put_bytes(b"theirs")
+        answers = [Evaluation.of(1.0)] * n
+        for query in self.ledger.give(self.n_rounds, proposals, blob, answers, {}):
+            self.states[query.id], self.n_sent[query.id] = DONE, 1
+            self.given.add(query.id)
+        with pytest.raises(LedgerError):  # the same names once more
+            self.ledger.give(self.n_rounds + 1, proposals, blob, answers, {})
+        self.n_rounds += 1
+
     @precondition(lambda self: self.states)
-    @rule(data=st.data(), verb=st.sampled_from(["send", "tell", "fail", "retry"]))
+    @rule(data=st.data(), verb=st.sampled_from(["send", "ask", "tell", "fail", "retry", "abandon", "reject"]))
     def move(self, data: st.DataObject, verb: str) -> None:
         ids = data.draw(st.lists(st.sampled_from(sorted(self.states)), min_size=1, max_size=4, unique=True))
-        legal = TestTransitions.LEGAL[verb]
+        legal = TestTransitions.LEGAL["send" if verb == "ask" else verb]
         answer = Evaluation.of(1.0) if verb == "tell" else Evaluation.failed("no")
-        do = {"send": self.ledger.send, "retry": self.ledger.retry}.get(
-            verb, lambda ids: self.ledger.tell(dict.fromkeys(ids, answer))
-        )
-        if not all(self.states[query] in legal for query in ids):
+        do = {
+            "send": self.ledger.send,
+            "ask": lambda ids: self.ledger.send(ids, is_asked=True),
+            "retry": self.ledger.retry,
+            "abandon": self.ledger.abandon,
+            "reject": self.ledger.reject,
+        }.get(verb, lambda ids: self.ledger.tell(dict.fromkeys(ids, answer)))
+
+        def allowed(query: int) -> bool:
+            state = self.states[query]
+            return state in legal or (verb == "reject" and state is SENT and query in self.asked)
+
+        if not all(map(allowed, ids)):
             with pytest.raises(LedgerError):
                 do(ids)
             return
         do(ids)
         for query in ids:
-            self.states[query] = legal[self.states[query]]
-            self.n_sent[query] += verb == "send"
+            self.states[query] = REJECTED if verb == "reject" else legal[self.states[query]]
+            self.n_sent[query] += verb in ("send", "ask")
+        if verb == "ask":
+            self.asked.update(ids)
+        if verb == "send":
+            self.asked.difference_update(ids)
+
+    @precondition(lambda self: self.states)
+    @rule(data=st.data())
+    def edit(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.states)))
+        (query,) = self.ledger.queries(ids=[id_])
+        blob = self.ledger.blobs.put_bytes(b"edited")
+        act = lambda: self.ledger.edit(query, self.n_rounds, Proposal(row=0), blob, "rounded")  # noqa: E731
+        if not (query.state is RESERVED or (query.state is SENT and query.is_asked)):
+            with pytest.raises(LedgerError):
+                act()
+            return
+        edited = act()
+        self.n_rounds += 1
+        self.states[edited.id], self.n_sent[edited.id] = query.state, int(query.state is SENT)
+        if query.state is SENT:
+            self.asked.add(edited.id)
+        self.states[id_] = REJECTED
 
     @rule()
     def restart(self) -> None:
         self.ledger.close()
-        self.ledger = Ledger.open(self.directory).drive()
-        doubted = {query for query, state in self.states.items() if state is SENT}
+        self.ledger = Ledger.open(self.directory, self.database).drive()
+        doubted = {query for query, state in self.states.items() if state is SENT and query not in self.asked}
         assert {query.id for query in self.ledger.doubt_sent()} == doubted
         self.states.update(dict.fromkeys(doubted, IN_DOUBT))
 
@@ -689,9 +718,10 @@ class LedgerMachine(RuleBasedStateMachine):
         queries = self.ledger.queries()
         assert {query.id: query.state for query in queries} == self.states
         assert {query.id: query.n_sent for query in queries} == self.n_sent
-        expected = Counts(**{state: list(self.states.values()).count(state) for state in QueryState})
+        ours = [state for query, state in self.states.items() if query not in self.given]
+        expected = Counts(**{state: ours.count(state) for state in QueryState}, given=len(self.given))
         assert self.ledger.counts() == expected
-        assert expected.n == len(queries) <= self.ledger.budget == self.budget
+        assert expected.n == self.n_taken <= self.ledger.budget == self.budget
         for query in queries:
             ended = {DONE: Evaluation.of(1.0), FAILED: Evaluation.failed("no")}
             assert query.evaluation == ended.get(query.state)
@@ -701,7 +731,15 @@ class LedgerMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory)
 
 
+class PostgresMachine(LedgerMachine):
+    database = POSTGRES
+
+
 TestAnyOrder = LedgerMachine.TestCase
 TestAnyOrder.settings = settings(
     max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestAnyOrderOnPostgres = pytest.mark.skipif(not POSTGRES, reason="BBO_TEST_POSTGRES_URL is not set")(
+    PostgresMachine.TestCase
+)
+TestAnyOrderOnPostgres.settings = TestAnyOrder.settings

@@ -9,10 +9,10 @@ import torch
 from bbo import seeds
 from bbo.diagnostics import summarise, traces
 from bbo.executor import LocalExecutor, SampleRequest, standardized
-from bbo.loop import answers
 from bbo.potential import Potential
 from bbo.proposals import Observations
 from bbo.steering import SteeredPrior
+from oracles.calls import call
 from oracles.evaluation import Evaluation
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
@@ -21,6 +21,7 @@ from surrogate.features import Flatten
 
 PRIOR = GaussianPrior(torch.tensor([3.0, -1.0]), std=2.0, n_steps=8)
 EXECUTOR = LocalExecutor(PRIOR, Flatten())
+KEYS = ["a", "b"]
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def test_answers_of_an_oracle_that_breaks_its_contract():
             return self.said
 
     designs = torch.zeros(2, 3)
-    assert [e.error for e in answers(Broken(RuntimeError("no")), designs)] == ["RuntimeError: no"] * 2
-    assert "answered 1 evaluations" in answers(Broken([Evaluation.of(1.0)]), designs)[1].error
-    mixed = answers(Broken([Evaluation.of(1.0), "soup"]), designs)
+    assert [e.error for e in call(Broken(RuntimeError("no")), designs, KEYS)] == ["RuntimeError: no"] * 2
+    assert "answered 1 evaluations" in call(Broken([Evaluation.of(1.0)]), designs, KEYS)[1].error
+    mixed = call(Broken([Evaluation.of(1.0), "soup"]), designs, KEYS)
     assert mixed[0].outcomes == {"value": 1.0}
     assert "'soup'" in mixed[1].error
 

@@ -306,7 +306,7 @@ class TestStates:
         assert "Unfinished: 31 of 40 queries spent, 0 failed, 30 in doubt" in page.text
         listed = {row[0]: row[1] for row in page.rows}
         assert all(listed[q.key] == str(q.id) for q in doubted)
-        assert "campaign.tell(QUERY, value)" in page.text
+        assert "bbo resolve CAMPAIGN QUERY" in page.text
         assert page.trace("progress", "in doubt")["x"] == [q.id for q in doubted]
         assert page.trace("progress", "best so far")["y"] == [None] * 30 + [1.0]
 
@@ -485,6 +485,9 @@ class TestStrangers:
     def test_the_built_in_oracle_is_rebuilt_with_its_own_settings(self) -> None:
         oracle: Any = built_in_gallery({"oracle": AIRFOIL})
         assert (type(oracle).__name__, oracle.alpha) == ("AirfoilOracle", 3.0)
+        wrapped = {"type": "noisy", "std": 0.1, "oracle": {"type": "cached", "oracle": AIRFOIL}}
+        assert built_in_gallery({"oracle": wrapped}) == oracle
+        assert built_in_gallery({"oracle": {"type": "negated", "oracle": wrapped}}) is None
 
     @pytest.mark.parametrize("changes", [{"alpha": 1000}, {"alpha": "steep"}, {"unheard_of": 1}])
     def test_settings_that_are_none_cost_the_gallery_only(

@@ -1,0 +1,103 @@
+"""What was sampled and not reserved yet, kept on disk: a driver that is killed in between does not sample it again.
+
+A shard's result lies under the sha256 of all that decides it (observations, fitted surrogate, settings, seed), so
+it is taken up exactly where the same would be computed, bit for bit. It goes when its round is reserved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor
+
+from bbo.config.describe import digest
+from bbo.errors import BlobError
+from bbo.executor import Executor, SampleRequest
+from bbo.ledger.durable import fsync_directory, make_directory, write_durably
+from bbo.potential import Potential
+from smc.result import SMCResult, Trace
+
+STAGES = "stages"
+"""The folder of a campaign directory that holds them."""
+
+
+@dataclass(frozen=True)
+class RecallingExecutor:
+    """An executor that keeps every shard it samples, and takes up those that were kept."""
+
+    executor: Executor
+    folder: Path
+    context: str
+    """Digest of what decides the samples besides potential and request."""
+
+    def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
+        """Return the weighted samples of each shard, in order; None samples the prior itself."""
+        return [self._shard(potential, request) for request in requests]
+
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
+        return self.executor.decode(x0)
+
+    def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
+        """Return the surrogate's features of designs."""
+        return self.executor.encode(designs)
+
+    def _shard(self, potential: Potential | None, request: SampleRequest) -> SMCResult:
+        path = (
+            self.folder / f"{digest(self.context, torch.__version__, _PARTS, potential, request)}.safetensors"
+        )
+        kept = _read(path)
+        if kept is None:
+            (kept,) = self.executor.sample(potential, [request])
+            _write(path, kept)
+        return kept
+
+
+def forget(folder: Path) -> None:
+    """Remove what was kept: its round is reserved."""
+    for path in folder.glob("*"):
+        path.unlink(missing_ok=True)
+
+
+def _write(path: Path, result: SMCResult) -> None:
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = _tensors(result).items()
+    data = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors})
+    try:
+        make_directory(path.parent)
+        write_durably(path, hashlib.sha256(data).digest() + data)
+        fsync_directory(path.parent)
+    except OSError as error:
+        raise BlobError(f"cannot write {path}: {error.strerror}; free the disk, then run again") from error
+
+
+def _read(path: Path) -> SMCResult | None:
+    """Return what was kept; None where nothing was, or not all of it: then it is sampled again."""
+    if not path.is_file():
+        return None
+    checksum, data = (content := path.read_bytes())[:32], content[32:]
+    if hashlib.sha256(data).digest() != checksum:
+        return None
+    found: dict[str, Any] = {
+        name: value if value.dim() else value.item() for name, value in load(data).items()
+    }
+    trace = Trace(**{f.name: found.pop(f"trace.{f.name}") for f in fields(Trace)})
+    return SMCResult(**found, trace=trace)
+
+
+def _tensors(result: SMCResult) -> dict[str, Tensor]:
+    """Return all that a result is made of, by name; numbers as tensors without an axis."""
+    own = {f.name: getattr(result, f.name) for f in fields(SMCResult) if f.name != "trace"}
+    parts = own | {f"trace.{f.name}": getattr(result.trace, f.name) for f in fields(Trace)}
+    return {name: torch.as_tensor(part) for name, part in parts.items()}
+
+
+_PARTS = [f.name for part in (SMCResult, Trace) for f in fields(part)]
+"""What a result is made of here: another version of the sampler may know other things."""

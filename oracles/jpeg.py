@@ -1,0 +1,67 @@
+"""Size of an image as a JPEG file: cheap, real, and without a gradient.
+
+Maximise it for images full of detail; minimise it, by `Negated`, for images that compress well: the two JPEG rewards
+of DDPO (Black et al. 2023, arXiv 2305.13301), which counts in thousands of bytes at quality 95, as here.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from oracles.errors import OracleError
+from oracles.evaluation import Evaluation
+from oracles.messages import not_finite
+
+
+@dataclass(frozen=True)
+class JpegSizeOracle:
+    """Thousands of bytes of each image as a JPEG file.
+
+    A design is an image (channels, height, width) with 1 or 3 channels, or (height, width); 0 is black, 1 is white,
+    what lies outside is clipped as every image writer does.
+    """
+
+    quality: int = 95
+    """JPEG quality, 1 … 95."""
+    design_shape: tuple[int, ...] | None = None
+    name: str = field(default="jpeg size", init=False)
+    n_per_call: int | None = field(default=None, init=False)
+    is_idempotent: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 95:
+            raise OracleError(f"jpeg oracle: quality must be between 1 and 95, got {self.quality}")
+        if self.design_shape is not None and not _is_image(self.design_shape):
+            raise OracleError(f"jpeg oracle: {_EXPECTED}, got design_shape {self.design_shape}")
+
+    def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
+        """Return one evaluation per image. Raises OracleError when the designs are no images."""
+        if not _is_image(designs.shape[1:]):
+            raise OracleError(f"{_EXPECTED}, got {tuple(designs.shape)}")
+        return [self._one(design.detach().cpu()) for design in designs]
+
+    def _one(self, design: Float[Tensor, "*design"]) -> Evaluation:
+        if (fault := not_finite(design)) is not None:
+            return Evaluation.failed(fault)
+        pixels = (design.double().clamp(0, 1) * 255).round().to(torch.uint8)
+        if pixels.dim() == 3:
+            pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+        file = io.BytesIO()
+        Image.fromarray(pixels.contiguous().numpy()).save(file, format="JPEG", quality=self.quality)
+        return Evaluation.of(file.tell() / 1000)
+
+
+_EXPECTED = "expected images of shape (1 or 3, height, width) or (height, width), up to 65,500 a side"
+
+
+def _is_image(shape: Sequence[int]) -> bool:
+    *channels, height, width = (0, *shape) if len(shape) < 2 else shape
+    is_size = 0 < height <= 65500 and 0 < width <= 65500
+    return len(shape) in (2, 3) and is_size and tuple(channels) in ((), (1,), (3,))
