@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from smc.errors import SamplerError
-from smc.look_ahead import LogPotential, checked, chunks
+from smc.look_ahead import LogPotential, asked, chunks
 from smc.noise import normal
 from smc.prior import Denoised, Kernel, Prior
 from smc.rows import per_row
@@ -122,7 +122,7 @@ class Target:
                 denoised = self.prior.denoise(x_t, t)
             with torch.enable_grad():
                 x0 = denoised.x0 if is_through_network else denoised.x0.detach().requires_grad_()
-                value = checked(self.log_potential(x0, island[rows]), len(x0))
+                value = asked(self.log_potential, x0, island[rows])
             _check_finite(value, "the log-potential", x0, f"at t = {t}", rows.start)
             _check_differentiable(value)
             slope = torch.autograd.grad(value.sum(), x_t if is_through_network else x0)[0]

@@ -27,7 +27,8 @@ class LogPotential(Protocol):
     def __call__(self, x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log-potential of clean latents, differentiable in x0 where guidance is wanted.
 
-        island: which population each row belongs to; most potentials ignore it. Rows are independent.
+        island: which population each row belongs to; most potentials ignore it. Rows are independent. The answer is
+        used in float32: subtract what is the same for all rows, since a large constant costs small differences.
         """
         ...
 
@@ -38,7 +39,7 @@ class LookAhead:
 
     denoised: Denoised
     log_psi: Float[Tensor, " n"]
-    """The twist: what the log-potential is worth at x_t; -inf where it was not finite."""
+    """The twist: what the log-potential is worth at x_t; -inf where it is not known."""
     grad: Float[Tensor, "n *event"] | None
     """Gradient of the twist in x_t, zero where something was not finite; None where none was asked for."""
 
@@ -117,18 +118,13 @@ def _estimates(
         with torch.set_grad_enabled(is_guided):
             x_t = x[rows].detach().requires_grad_(is_guided)
             denoised = prior.denoise(x_t, t)
-            value = checked(log_potential(denoised.x0, island[rows]), len(x_t))
-            if is_guided and not value.requires_grad:
-                raise SamplerError(
-                    "guidance needs a log-potential that is differentiable in x0, but this one has no gradient; "
-                    "set guidance=None to propose from the prior alone"
-                )
+            value = asked(log_potential, denoised.x0, island[rows])
             if is_guided:
-                grads.append(torch.autograd.grad(value.sum(), (denoised.x0, x_t), materialize_grads=True))
-        parts.append(denoised)
+                grads.append(gradients(value, denoised.x0, x_t))
+        parts.append(replace(denoised, x0=denoised.x0.detach(), eps=denoised.eps.detach()))
         values.append(value.detach())
-    x0 = joined([part.x0.detach() for part in parts])
-    denoised = replace(parts[0], x0=x0, eps=joined([part.eps.detach() for part in parts]))
+    x0, eps = joined([part.x0 for part in parts]), joined([part.eps for part in parts])
+    denoised = replace(parts[0], x0=x0, eps=eps)
     both = (joined([g for g, _ in grads]), joined([g for _, g in grads])) if is_guided else None
     return denoised, joined(values), both
 
@@ -141,12 +137,7 @@ def clean_values(
 ) -> Float[Tensor, " n"]:
     """Return the log-potential of clean latents as it answers, finite or not, without a gradient."""
     with torch.no_grad():
-        return joined(
-            [
-                checked(log_potential(x0[rows], island[rows]), len(x0[rows]))
-                for rows in chunks(len(x0), max_batch)
-            ]
-        )
+        return joined([asked(log_potential, x0[rows], island[rows]) for rows in chunks(len(x0), max_batch)])
 
 
 def buried(log_potential: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -154,15 +145,43 @@ def buried(log_potential: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return log_potential.masked_fill(~torch.isfinite(log_potential), -torch.inf)
 
 
-def checked(log_potential: Tensor, n: int) -> Float[Tensor, " n"]:
+def asked(
+    log_potential: LogPotential, x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Return what the log-potential answers, checked. It is given a copy: it may edit that in place."""
+    return checked(log_potential(x0.clone(), island), x0)
+
+
+def checked(value: object, x0: Float[Tensor, "n *event"]) -> Float[Tensor, " n"]:
     """Return what a log-potential answered if it can be used. Raises SamplerError saying what it is instead."""
-    if tuple(log_potential.shape) != (n,):
+    if not isinstance(value, Tensor):
+        raise SamplerError(f"the log-potential must return a torch.Tensor, got {type(value).__name__}")
+    if tuple(value.shape) != (len(x0),):
         raise SamplerError(
-            f"the log-potential must return one number a row, shape ({n},), got {tuple(log_potential.shape)}"
+            f"the log-potential must return one number a row, shape ({len(x0)},), got {tuple(value.shape)}"
         )
-    if not log_potential.is_floating_point():
-        raise SamplerError(f"the log-potential must return floating point numbers, got {log_potential.dtype}")
-    return log_potential.float()
+    if not value.is_floating_point():
+        raise SamplerError(f"the log-potential must return floating point numbers, got {value.dtype}")
+    if value.device != x0.device:
+        raise SamplerError(
+            f"the log-potential must answer on the device it is asked on, {x0.device}, not {value.device}"
+        )
+    return value.float()
+
+
+def gradients(
+    value: Float[Tensor, " n"], x0: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"]
+) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
+    """Return the gradients of each row's value in x0 and in x. Raises SamplerError where there is none."""
+    found: tuple[Tensor | None, ...] = (None, None)
+    if value.requires_grad:
+        found = torch.autograd.grad(value.sum(), (x0, x), allow_unused=True)
+    if found[0] is None or found[1] is None:
+        raise SamplerError(
+            "guidance needs a log-potential that is differentiable in x0, but this one has no gradient; "
+            "set guidance=None to propose from the prior alone"
+        )
+    return found[0], found[1]
 
 
 def chunks(n: int, max_batch: int | None) -> Iterator[slice]:

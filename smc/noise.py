@@ -1,7 +1,8 @@
 """Random numbers from the generator that was passed in, on the device of what they are for.
 
 They are drawn where the generator lives. A generator on the particles' own device never makes the host wait; one on the
-CPU gives every device the same numbers, for one copy a draw.
+CPU gives every device the same numbers, for one copy a draw. Uniforms and cumulative weights are float64, which Apple's
+MPS does not have.
 """
 
 from __future__ import annotations

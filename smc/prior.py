@@ -44,9 +44,10 @@ class Denoised:
     def tweedie(self) -> float:
         """Return the factor noise²/signal in Cov(x0|x_t) = noise²/signal · ∂x0/∂x_t (Tweedie, second order).
 
-        Pure noise says nothing of x0, nor does its derivative: the factor is 0 there.
+        It is 0 where less than 1e-4 of the variance is signal: a latent says nothing of x0 there, and the factor would
+        multiply a trained network's errors by thousands.
         """
-        return self.noise**2 / self.signal if self.signal > 0 else 0.0
+        return self.noise**2 / self.signal if self.signal**2 > 1e-4 else 0.0
 
     def overwritten(self, target: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Denoised:
         """Return the estimates with the rows `target` replaced by those of `source`."""
@@ -90,7 +91,10 @@ class Prior(Protocol):
 
     @property
     def steps(self) -> tuple[tuple[int, int], ...]:
-        """The reverse chain as explicit (t, s) pairs; each s is the t of the next pair, the last s is CLEAN."""
+        """The reverse chain as explicit (t, s) pairs; each s is the t of the next pair, the last s is CLEAN.
+
+        The last step is expected to have no noise: nothing is guided or resampled before it.
+        """
         ...
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n *event"]:

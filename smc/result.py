@@ -79,14 +79,14 @@ class SMCResult:
     """The log-potential of each particle."""
     trace: Trace
 
-    def draw(self, generator: Generator, n_each: int = 1) -> Int[Tensor, "islands n_each"]:
-        """Return rows drawn by weight: `n_each` independent draws from every island.
+    def draw(self, generator: Generator, n_each: int = 1) -> Int[Tensor, "alive n_each"]:
+        """Return rows drawn by weight: `n_each` independent draws from every island in which anything is alive.
 
         Islands are independent, so one draw from each makes a batch of independent designs. Every draw has the
         bias of a population of p particles, which falls as 1/p.
         """
         points = uniform((len(self.log_w), n_each), self.log_w, generator)
-        return invert(self.log_w, points) + self._first_rows()
+        return (invert(self.log_w, points) + self._first_rows())[~torch.isneginf(self.log_z)]
 
     def draw_pooled(self, generator: Generator, n: int) -> Int[Tensor, " n"]:
         """Return n rows drawn from all islands together, island i with probability ∝ exp(log_z_i).
@@ -104,12 +104,15 @@ class SMCResult:
     def evidence(self) -> tuple[float, float]:
         """Return the log of the islands' mean Z, and its standard error; NaN for the error of one island."""
         Z = torch.exp(self.log_z.double() - self.log_z.max())
-        relative_error = Z.std() / (Z.mean() * math.sqrt(len(Z)))  # of Z, so the error of log Z
-        return float(Z.mean().log() + self.log_z.max()), float(relative_error)
+        log_mean = float(Z.mean().log() + self.log_z.max())
+        if len(Z) == 1:
+            return log_mean, math.nan
+        return log_mean, float(Z.std() / (Z.mean() * math.sqrt(len(Z))))  # the relative error of Z
 
-    def best(self) -> Int[Tensor, " islands"]:
-        """Return the row of the highest log-potential in every island."""
-        return (self.log_psi.argmax(1, keepdim=True) + self._first_rows()).flatten()
+    def best(self) -> Int[Tensor, " alive"]:
+        """Return the row of the highest log-potential in every island in which anything is alive."""
+        best = self.log_psi.argmax(1, keepdim=True) + self._first_rows()
+        return best.flatten()[~torch.isneginf(self.log_z)]
 
     def _first_rows(self) -> Int[Tensor, "islands 1"]:
         n_islands, p = self.log_w.shape

@@ -96,14 +96,16 @@ class SamplerConfig:
         """The rule in force."""
         if self.tempering is not None:
             return self.tempering
-        is_tempered = self.guidance is not None and self.guidance.twist.is_tempered
-        has_twist_throughout = self.guidance is not None and self.guidance.start <= self.start
-        return Constant() if is_tempered and has_twist_throughout else Exponential()
+        knows = self.guidance is not None and self.guidance.twist.has_variance
+        is_guided_throughout = self.guidance is not None and self.guidance.start <= self.start
+        return Constant() if knows and is_guided_throughout else Exponential()
 
-    def twist_at(self, share: float) -> Twist | None:
-        """Return the twist after this share of the chain; None where no gradient is asked for."""
-        is_guided = self.guidance is not None and share >= max(self.start, self.guidance.start)
-        return self.guidance.twist if self.guidance is not None and is_guided else None
+    def first_steps(self, n_steps: int) -> tuple[int, int]:
+        """Return the first step at which the log-potential counts, and the first that is guided."""
+        first = min(math.ceil(self.start * n_steps), n_steps - 1)
+        if self.guidance is None:
+            return first, n_steps
+        return first, max(first, math.ceil(self.guidance.start * n_steps))
 
 
 @dataclass(frozen=True)
@@ -132,16 +134,18 @@ def sample(
     Raises SamplerError when the log-potential has the wrong shape or no gradient where guidance needs one,
     when the guided proposal has no noise to work with, or when no particle of any island is left alive.
     """
+    check_context(config)
     n_steps = len(prior.steps)
-    n_free = min(math.ceil(config.start * n_steps), n_steps - 1)
+    n_free, n_unguided = config.first_steps(n_steps)
     particles = start(prior, config, generator)
     island = torch.arange(config.n_islands, device=particles.x.device).repeat_interleave(config.n_particles)
     infos, faults = [], []
     for i, (t, s) in enumerate(prior.steps):
         potential = log_potential if i >= n_free else _nothing
-        twist = config.twist_at(i / n_steps)
+        twist = config.guidance.twist if config.guidance and i >= n_unguided and s != CLEAN else None
         ahead, not_finite = look_ahead(prior, potential, particles.x, island, t, twist, config.max_batch)
         faults.append(not_finite)
+        ahead = replace(ahead, log_psi=floored(ahead.log_psi, config.n_particles))
         particles = reweight(particles, ahead.log_psi)
         particles, ahead, info = resample(particles, ahead, config, generator, is_last=s == CLEAN)
         infos.append(info)
@@ -165,18 +169,38 @@ def start(prior: Prior, config: SamplerConfig, generator: Generator) -> Particle
     return Particles(x, log_w, zero, zero, log_z=zero[:, 0], lam=zero[:, 0])
 
 
+def check_context(config: SamplerConfig) -> None:
+    """Raise SamplerError where torch has been told to compute what the sampler cannot use."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise SamplerError(
+            "sampling inside torch.autocast would compute weights in half precision; give the network its precision "
+            "instead (Denoiser.to), or use autocast inside the prior's denoise"
+        )
+    if torch.is_inference_mode_enabled() and config.guidance is not None:
+        raise SamplerError(
+            "guidance needs gradients, which torch.inference_mode forbids; sample outside of it"
+        )
+
+
+def floored(log_psi: Float[Tensor, " n"], p: int) -> Float[Tensor, " n"]:
+    """Return the twists with the lowest known one of its island where a particle's is not known; 0 where none is.
+
+    x̂_0 is no sample of x0: that r is not finite there says little of where the particle will end, and a weight of 0 would
+    take away a part of the target for good. Only clean data can kill.
+    """
+    islands = log_psi.view(-1, p)
+    lowest = islands.masked_fill(torch.isneginf(islands), torch.inf).amin(1, keepdim=True)
+    return torch.maximum(islands, lowest.masked_fill(torch.isposinf(lowest), 0.0)).flatten()
+
+
 def reweight(particles: Particles, log_psi: Float[Tensor, " n"]) -> Particles:
     """Return the particles weighted by what the last move and the new clean estimates add.
 
     The evidence grows by the log of the weighted mean increment, so log_z is the log of an unbiased
     estimate of the normaliser, per island, with any resampling rule.
     """
-    lam = particles.lam[:, None]
-    log_psi = log_psi.view_as(particles.log_w)
-    log_twist = torch.where(lam == 0, 0.0, lam * log_psi)  # 0·(-inf) is 0 here: nothing of it counts yet
-    # A twist of -inf has killed its particle already: taking it back out again would be -inf + inf.
-    counted = torch.where(torch.isneginf(particles.log_twist), 0.0, particles.log_twist)
-    increment = particles.log_ratio + log_twist - counted
+    log_twist = particles.lam[:, None] * log_psi.view_as(particles.log_w)
+    increment = particles.log_ratio + log_twist - particles.log_twist
     log_w, log_mean = weights.normalise(particles.log_w + increment)
     return replace(particles, log_w=log_w, log_twist=log_twist, log_z=particles.log_z + log_mean)
 
@@ -195,11 +219,11 @@ def resample(
     if is_last:
         is_due = torch.zeros_like(is_due)
     due = is_due.nonzero().squeeze(1)  # of the whole step only this has to wait for a device
+    if len(due) == 0:
+        return particles, ahead, StepInfo.of(particles.lam, size, due, due.new_zeros(0, p))
+
     ancestors = config.resampling(particles.log_w[due], u[due])
     info = StepInfo.of(particles.lam, size, due, ancestors)
-    if len(due) == 0:
-        return particles, ahead, info
-
     target, source = (
         (due[:, None] * p + place).flatten() for place in (torch.arange(p, device=due.device), ancestors)
     )
@@ -219,6 +243,10 @@ def next_lam(
     """Return the λ that counts after i of the n_steps in which the log-potential counts at all."""
     if i < 1:
         return particles.lam
+    if i == n_steps:
+        return torch.ones_like(
+            particles.lam
+        )  # whatever the rule: clean data are weighted by the potential itself
     moment = Moment(i, n_steps, particles.lam, particles.log_w, log_psi.view_as(particles.log_w))
     return config.tempering_rule(moment)
 

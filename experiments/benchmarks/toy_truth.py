@@ -3,7 +3,7 @@
 emd_ratio_M_P    earth mover's distance of 2000 draws to exact samples of the target, over that of exact samples among
                  themselves; mixtures m1 and m2; one draw from each of 2000 islands of P = 100 or 16 particles, or
                  2000 draws pooled over 1000 islands of 4
-emd_error_M_P    standard error of that ratio over the repeats: 20 of them, since ten leave even a perfect sampler 0.08
+emd_error_M_P    standard error of that ratio, repeats and floor: 20 repeats, since ten leave even a perfect sampler 0.08
 bias_se_M_p1000  |bias| of the mean reward with islands of 1000 particles, in standard errors
 logz_error_M     |error| of log Z, in nats, from the same islands
 
@@ -117,12 +117,14 @@ def measure(options: harness.Options) -> harness.Figures:
             islands = list(pool.map(partial(large_islands, name, 10), range(min(n_repeats, 10))))
             figures |= _evidence_and_bias(name, exact, islands)
             pairs = list(zip(exact.targets[0::2], exact.targets[1::2], strict=False))[:N_FLOOR_PAIRS]
-            floor = float(np.mean(list(pool.map(emd, *zip(*pairs, strict=True)))))
+            floors = np.array(list(pool.map(emd, *zip(*pairs, strict=True))))
+            floor, floor_error = floors.mean(), floors.std() / math.sqrt(len(floors)) / floors.mean()
             for case, how in CASES.items():
                 distances = pool.map(partial(distance, name, how, exact.targets), range(n_repeats))
                 ratio = np.array(list(distances)) / floor
                 figures[f"emd_ratio_{name}_{case}"] = float(ratio.mean())
-                figures[f"emd_error_{name}_{case}"] = float(ratio.std(ddof=1) / math.sqrt(n_repeats))
+                error = math.hypot(ratio.std() / math.sqrt(n_repeats), ratio.mean() * floor_error)
+                figures[f"emd_error_{name}_{case}"] = float(error)
     return dict(sorted(figures.items()))
 
 
