@@ -340,7 +340,9 @@ def test_reweighting_the_dead_and_the_not_yet_counted():
     log_w = torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log()
     log_twist = torch.tensor([[0.0, 0.0], [-torch.inf, 0.0]])
     zero = torch.zeros(2)
-    particles = Particles(torch.zeros(4, 1), log_w, log_twist, torch.zeros(2, 2), zero, torch.tensor([0.0, 1.0]))
+    particles = Particles(
+        torch.zeros(4, 1), log_w, log_twist, torch.zeros(2, 2), zero, torch.tensor([0.0, 1.0])
+    )
     after = reweight(particles, torch.tensor([-torch.inf, 1.0, 3.0, 2.0]))
     torch.testing.assert_close(after.log_w.exp(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
     torch.testing.assert_close(after.log_z, torch.tensor([0.0, 2.0]))
