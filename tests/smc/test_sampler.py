@@ -219,7 +219,7 @@ def test_the_potential_of_each_particle_is_returned_beside_it():
     assert torch.equal(result.trace.n_bad, torch.zeros(21, 5).long())
 
 
-@pytest.mark.parametrize("guidance", [Guidance(), None])
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(PointEstimate()), None])
 def test_what_is_not_finite_is_counted_island_by_island_and_kills_that_island_alone(guidance):
     def potential(x0, island):
         return torch.where(island == 1, torch.nan, linear(x0, island))
