@@ -305,7 +305,8 @@ def test_the_move_is_guided_by_the_gradient_at_the_next_lambda():
     assert torch.equal(guided.lam, lam)
 
 
-def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all():
+@pytest.mark.parametrize("twist", [PosteriorVariance(), PointEstimate()])
+def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all(twist):
     def potential(x0, island):
         return x0[:, 1] + (x0[:, 0] - x0[:, 0]).sqrt()  # NaN in the first coordinate, 1 in the second
 
@@ -313,7 +314,7 @@ def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all():
         torch.randn(6, 2, generator=torch.Generator().manual_seed(0)),
         torch.arange(2).repeat_interleave(3),
     )
-    ahead, not_finite = look_ahead(PRIOR, potential, x, island, 500, PosteriorVariance(), max_batch=None)
+    ahead, not_finite = look_ahead(PRIOR, potential, x, island, 500, twist, max_batch=None)
     assert torch.equal(ahead.grad, torch.zeros(6, 2))
     assert not_finite.is_bad.all()
     torch.testing.assert_close(ahead.log_psi, ahead.denoised.x0[:, 1])
