@@ -35,6 +35,7 @@ from smc.schedule import (
     GaussianKernel,
     Spacing,
     Steps,
+    alpha_bar,
     check_eta,
     cosine_alpha_bars,
     ddim_kernel,
@@ -188,6 +189,10 @@ class Denoiser:
     def kernel(self, x: Float[Tensor, "n d"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
         """Return p(x_s | x_t) of DDIM (eqs. 12 and 16); the last step, to clean data, has std 0."""
         return ddim_kernel(ALPHA_BARS, denoised, t, s, self.eta)
+
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal; 1 for clean data."""
+        return alpha_bar(ALPHA_BARS, t)
 
     def decode(self, x0: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return designs in the units of the training data: mean + std·x0."""

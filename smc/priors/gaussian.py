@@ -74,6 +74,10 @@ class GaussianPrior:
         """Return DDIM's p(x_s|x_t)."""
         return ddim_kernel(self.alpha_bars, denoised, t, s, self.eta)
 
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal; 1 for clean data."""
+        return alpha_bar(self.alpha_bars, t)
+
     def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
         """Return the latents: they are the designs."""
         return x0
