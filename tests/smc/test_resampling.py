@@ -126,7 +126,7 @@ def test_the_ends_of_the_unit_interval_reach_only_who_has_weight(scheme, u, p):
 
 @pytest.mark.parametrize("scheme", [residual, ssp])
 def test_a_hair_below_a_whole_number_is_that_number(scheme):
-    """Two of six particles hold a third each, but for a rounding of float32: two copies of either, whatever is drawn."""
+    """Two of six hold a third each, but for a rounding of float32: two copies of either, whatever is drawn."""
     log_w = torch.tensor([1 / 3, 1 / 3, 0.1, 0.1, 0.1, 1 / 3 - 0.3]).log()
     log_w[:2] = torch.nextafter(log_w[:2], torch.tensor(-torch.inf))
     W = log_w.double().exp()
