@@ -1,17 +1,21 @@
-# make demo   runs the airfoil campaign            make test   checks and tests everything
-# Both set up .venv first, if needed, with the versions that were tested together.
+# make demo      runs the airfoil campaign            make test   checks and tests everything
+# make mutants   breaks the sampler line by line and shows which test notices (about ten minutes)
+# All set up .venv first, if needed, with the versions that were tested together.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 
-.PHONY: demo test check install clean
+.PHONY: demo test check mutants install clean
 
 demo: install
 	@$(BIN)/python -m experiments.demo
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+mutants: install
+	$(BIN)/python tests/mutants.py
 
 check: install
 	$(BIN)/ruff check .

@@ -30,7 +30,9 @@ class Resampling(Protocol):
 
 def systematic(log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
     """One random offset an island, p evenly spaced points: counts differ from p·W by less than one."""
-    below = torch.ceil(log_w.shape[1] * _cumulative(log_w) - u[:, :1])  # points (k + u)/p below each sum
+    p = log_w.shape[1]
+    offset = u[:, :1].clamp(max=1 - p * 2**-53)  # p - u must not round down to p - 1
+    below = torch.ceil(p * _cumulative(log_w) - offset)  # points (k + u)/p below each sum
     return _repeated(below.long())
 
 

@@ -13,6 +13,8 @@ from torch import Generator, Tensor
 from smc.errors import PriorError
 from smc.prior import CLEAN, Prior
 from smc.priors.denoiser import ALPHA_BARS, Denoiser, ResidualMLP
+from smc.result import SMCResult
+from smc.sampler import Guidance, SamplerConfig, sample
 
 D = 3
 MEAN = torch.tensor([1.0, -20.0, 0.5])
@@ -146,6 +148,38 @@ class TestScale:
     def test_encode_is_the_inverse(self, prior: Denoiser):
         x = noise(6)
         torch.testing.assert_close(prior.encode(prior.decode(x)), x, atol=1e-5, rtol=1e-5)
+
+
+class TestHalfPrecision:
+    def test_only_what_the_network_computes_is_coarser(self, prior: Denoiser):
+        half, x = prior.to("cpu", dtype=torch.bfloat16), noise(64)
+        assert {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in prior.network.parameters()} == {torch.float32}
+        ours, truth = half.denoise(x, 400), prior.denoise(x, 400)
+        assert ours.x0.dtype == ours.eps.dtype == half.decode(x).dtype == torch.float32
+        assert not torch.equal(ours.x0, truth.x0)
+        assert (ours.x0 - truth.x0).abs().max() < 0.1 * truth.x0.std()  # eight bits, through six layers
+        assert half.fingerprint() != prior.fingerprint()
+
+    @pytest.mark.parametrize("guidance", [Guidance(), None])
+    def test_a_run_stays_near_that_in_float32_and_weighs_in_it(
+        self, prior: Denoiser, guidance: Guidance | None
+    ):
+        """Nobody is resampled, so that particles can be compared one by one: the noise is the same."""
+        config = SamplerConfig(8, 16, guidance=guidance, ess_min=0.0)
+
+        def run(prior: Denoiser) -> SMCResult:
+            generator = Generator().manual_seed(0)
+            return sample(prior, lambda x0, island: -x0.square().sum(1), config, generator=generator)
+
+        half, full = run(prior.to("cpu", dtype=torch.bfloat16)), run(prior)
+        for name in ("x0", "log_w", "log_z", "log_psi"):
+            assert getattr(half, name).dtype == torch.float32
+        assert half.trace.ess.dtype == torch.float32
+        assert not torch.equal(half.x0, full.x0)
+        assert (half.x0 - full.x0).square().mean().sqrt() < 0.02 * full.x0.std()
+        assert (half.log_z - full.log_z).abs().max() < 0.1
+        torch.testing.assert_close(half.log_w.exp().sum(1), torch.ones(8))
 
 
 class TestConstruction:

@@ -101,3 +101,36 @@ def test_ssp_counts_are_negatively_associated():
     off_diagonal = covariance[~torch.eye(4, dtype=torch.bool)]
     assert (off_diagonal < 0.01).all()
     assert off_diagonal.min() < -0.02
+
+
+def test_multinomial_draws_are_independent():
+    """Counts scatter as p·W·(1-W): one draw shared by all places would be unbiased, too."""
+    W = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    counts = counts_of(multinomial, W, 20_000)
+    expected = (4 * W * (1 - W)).double()
+    kurtosis = ((counts - counts.mean(0)) ** 4).mean(0) / expected**2
+    assert ((counts.var(0) - expected).abs() < 4 * expected * ((kurtosis - 1) / 20_000).sqrt()).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("p", [1, 3, 7, 1000])
+def test_the_ends_of_the_unit_interval_reach_only_who_has_weight(scheme, u, p):
+    """u = 0 must not reach a first particle of weight 0; (p - 1 + u)/p may round to 1, and p - u to p - 1."""
+    log_w = torch.log_softmax(torch.randn(2, p + 2, generator=torch.Generator().manual_seed(p)), dim=1)
+    log_w[:, [0, -1]] = -math.inf
+    log_w = torch.log_softmax(log_w, dim=1)
+    ancestors = scheme(log_w, torch.full((2, p + 2), u, dtype=torch.float64))
+    assert ((ancestors > 0) & (ancestors <= p)).all()
+
+
+@pytest.mark.parametrize("scheme", [residual, ssp])
+def test_a_hair_below_a_whole_number_is_that_number(scheme):
+    """Two of six hold a third each, but for a rounding of float32: two copies of either, whatever is drawn."""
+    log_w = torch.tensor([1 / 3, 1 / 3, 0.1, 0.1, 0.1, 1 / 3 - 0.3]).log()
+    log_w[:2] = torch.nextafter(log_w[:2], torch.tensor(-torch.inf))
+    W = log_w.double().exp()
+    assert (6 * W / W.sum())[:2].max() < 2
+    counts = counts_of(scheme, log_w.exp(), 500)
+    assert (counts[:, :2] >= 2).all()
+    assert (counts.sum(1) == 6).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from smc.errors import SamplerError
-from smc.look_ahead import LookAhead, look_ahead
+from smc.look_ahead import LookAhead, NotFinite, look_ahead
 from smc.prior import Denoised
 from smc.priors.gaussian import GaussianPrior
 from smc.resampling import multinomial, residual, ssp, stratified, systematic
@@ -18,6 +18,7 @@ from smc.sampler import (
     SamplerConfig,
     move,
     resample,
+    reweight,
     sample,
 )
 from smc.schedule import GaussianKernel
@@ -69,8 +70,9 @@ def linear_truth():
     return tilted, std**2, float(b @ mean + 0.5 * std**2 * (b @ b))
 
 
-def quadratic_truth():
-    mean, std = PRIOR.moments()
+def quadratic_truth(prior=PRIOR):
+    """Return mean, variance and log Z of the prior's chain under `quadratic`, which is a Gaussian again."""
+    mean, std = prior.moments()
     centre, precision = torch.tensor([0.2, 0.3]).double(), 2.0
     variance = 1 / (1 / std**2 + precision)
     tilted = variance * (mean / std**2 + precision * centre)
@@ -139,6 +141,14 @@ def test_results_do_not_depend_on_the_chunk_size(max_batch):
     torch.testing.assert_close(chunked.log_w, whole.log_w, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("max_batch", [160, 161, 10_000])
+def test_a_chunk_that_holds_everything_changes_no_bit(max_batch):
+    config = SamplerConfig(10, 16, ess_min=1.0)
+    whole, chunked = run(config, quadratic), run(replace(config, max_batch=max_batch), quadratic)
+    for name in ("x0", "log_w", "log_z", "log_psi"):
+        assert torch.equal(getattr(whole, name), getattr(chunked, name))
+
+
 def test_same_seed_same_result_and_global_stream_untouched():
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -193,6 +203,32 @@ def test_resampling_gathers_everything():
 
     run(SamplerConfig(5, 16, ess_min=1.0), quadratic, prior=Watching(PRIOR))
     assert len(checked) == len(PRIOR.steps)
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_are_float32_whatever_the_potential_answers(dtype, guidance):
+    result = run(SamplerConfig(4, 8, guidance=guidance), lambda x0, island: x0.to(dtype).sum(1))
+    for values in (result.x0, result.log_w, result.log_z, result.log_psi, result.trace.ess, result.trace.lam):
+        assert values.dtype == torch.float32
+
+
+def test_the_potential_of_each_particle_is_returned_beside_it():
+    result = run(SamplerConfig(5, 7), quadratic)
+    assert torch.equal(result.log_psi.flatten(), quadratic(result.x0, None))
+    assert torch.equal(result.trace.n_bad, torch.zeros(21, 5).long())
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(PointEstimate()), None])
+def test_what_is_not_finite_is_counted_island_by_island_and_kills_that_island_alone(guidance):
+    def potential(x0, island):
+        return torch.where(island == 1, torch.nan, linear(x0, island))
+
+    result = run(SamplerConfig(3, 4, guidance=guidance), potential)
+    assert torch.equal(result.trace.n_bad, torch.tensor([0, 4, 0]).expand(21, 3))
+    assert torch.equal(torch.isneginf(result.log_z), torch.tensor([False, True, False]))
+    assert torch.isfinite(result.log_w[[0, 2]]).all()
+    assert torch.equal(result.log_psi[1], torch.full((4,), -torch.inf))
 
 
 def test_trace_is_a_copy_with_a_row_for_every_step():
@@ -269,7 +305,8 @@ def test_the_move_is_guided_by_the_gradient_at_the_next_lambda():
     assert torch.equal(guided.lam, lam)
 
 
-def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all():
+@pytest.mark.parametrize("twist", [PosteriorVariance(), PointEstimate()])
+def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all(twist):
     def potential(x0, island):
         return x0[:, 1] + (x0[:, 0] - x0[:, 0]).sqrt()  # NaN in the first coordinate, 1 in the second
 
@@ -277,11 +314,125 @@ def test_a_gradient_that_is_partly_not_finite_is_not_used_at_all():
         torch.randn(6, 2, generator=torch.Generator().manual_seed(0)),
         torch.arange(2).repeat_interleave(3),
     )
-    ahead, not_finite = look_ahead(PRIOR, potential, x, island, 500, PosteriorVariance(), max_batch=None)
+    ahead, not_finite = look_ahead(PRIOR, potential, x, island, 500, twist, max_batch=None)
     assert torch.equal(ahead.grad, torch.zeros(6, 2))
     assert not_finite.is_bad.all()
     torch.testing.assert_close(ahead.log_psi, ahead.denoised.x0[:, 1])
     assert torch.isfinite(ahead.log_psi).all()
+
+
+def test_reweighting_by_hand():
+    """w·(p/q)·ψ^λ / (what was counted), normalised; log Z grows by the log of the weighted mean."""
+    W, ratio = torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([[2.0, 1.0], [3.0, 0.5]])
+    old, psi = torch.tensor([[4.0, 2.0], [1.0, 5.0]]), torch.tensor([[9.0, 1.0], [4.0, 16.0]])
+    lam, log_z = torch.tensor([0.5, 1.0]), torch.tensor([0.7, -0.2])
+    particles = Particles(torch.zeros(4, 1), W.log(), old.log(), ratio.log(), log_z, lam)
+    after = reweight(particles, psi.log().flatten())
+    twist = torch.tensor([[3.0, 1.0], [4.0, 16.0]])  # ψ^λ
+    w = W * ratio * twist / old
+    torch.testing.assert_close(after.log_w.exp(), w / w.sum(1, keepdim=True))
+    torch.testing.assert_close(after.log_z, log_z + w.sum(1).log())
+    torch.testing.assert_close(after.log_twist.exp(), twist)
+    assert torch.equal(after.lam, lam)
+
+
+def test_reweighting_the_dead_and_the_not_yet_counted():
+    """0·(-inf) counts nothing; who was killed by its twist stays dead, whatever is found later."""
+    log_w = torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log()
+    log_twist = torch.tensor([[0.0, 0.0], [-torch.inf, 0.0]])
+    zero = torch.zeros(2)
+    particles = Particles(
+        torch.zeros(4, 1), log_w, log_twist, torch.zeros(2, 2), zero, torch.tensor([0.0, 1.0])
+    )
+    after = reweight(particles, torch.tensor([-torch.inf, 1.0, 3.0, 2.0]))
+    torch.testing.assert_close(after.log_w.exp(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
+    torch.testing.assert_close(after.log_z, torch.tensor([0.0, 2.0]))
+
+
+def test_only_islands_that_are_due_are_resampled_each_with_its_own_numbers():
+    """Islands 0 and 2 have lost their effective particles; what they become does not depend on who else is due."""
+    config = SamplerConfig(3, 5, resampling=multinomial, ess_min=0.5)
+    before, ahead = numbered_population(config)
+    log_w = torch.tensor([[0.9, 0.1, 0.0, 0.0, 0.0], [0.2] * 5, [0.0, 0.0, 0.3, 0.7, 0.0]]).log()
+    before = replace(before, log_w=log_w)
+    after, _, info = resample(before, ahead, config, torch.Generator().manual_seed(2), is_last=False)
+    u = torch.rand(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = multinomial(log_w, u)
+    expected[1] = torch.arange(5)
+    rows = (after.x - 0.1).view(3, 5)
+    assert torch.equal(rows, (expected + 5 * torch.arange(3)[:, None]).float())
+    assert torch.equal(info.is_resampled, torch.tensor([True, False, True]))
+    assert torch.equal(after.log_w[1], before.log_w[1])
+    torch.testing.assert_close(after.log_w[[0, 2]].exp(), torch.full((2, 5), 0.2))
+    assert torch.equal(after.log_z, before.log_z)
+
+
+@pytest.mark.parametrize(("ess_min", "is_due"), [(0.0, False), (0.4, False), (0.5, True), (1.0, True)])
+def test_an_island_is_due_below_its_share_of_effective_particles(ess_min, is_due):
+    config = SamplerConfig(1, 4, ess_min=ess_min)
+    before, ahead = numbered_population(config)
+    before = replace(before, log_w=torch.tensor([[0.7, 0.1, 0.1, 0.1]]).log())  # ESS 1.92 of 4
+    _, _, info = resample(before, ahead, config, torch.Generator().manual_seed(0), is_last=False)
+    assert info.is_resampled.item() == is_due
+    assert info.ess.item() == pytest.approx(1 / 0.52, rel=1e-5)
+
+
+def test_always_means_even_where_no_weight_was_lost():
+    config = SamplerConfig(2, 4, ess_min=1.0)
+    before, ahead = numbered_population(config)
+    before = replace(before, log_w=torch.full((2, 4), -math.log(4)))
+    _, _, info = resample(before, ahead, config, torch.Generator().manual_seed(0), is_last=False)
+    assert info.is_resampled.all()
+
+
+def test_streams_never_shift_with_who_is_resampled():
+    left = []
+    for ess_min, is_last in ((0.0, False), (0.5, False), (1.0, False), (1.0, True)):
+        config, generator = SamplerConfig(3, 5, ess_min=ess_min), torch.Generator().manual_seed(0)
+        resample(*numbered_population(config), config, generator, is_last=is_last)
+        left.append(torch.rand(1, generator=generator).item())
+    assert len(set(left)) == 1
+
+
+def test_before_the_last_move_nothing_is_resampled():
+    config = SamplerConfig(3, 5, ess_min=1.0)
+    before, ahead = numbered_population(config)
+    after, _, info = resample(before, ahead, config, torch.Generator().manual_seed(0), is_last=True)
+    assert not info.is_resampled.any()
+    assert torch.equal(after.log_w, before.log_w)
+
+
+def test_the_drift_of_a_move_is_capped_as_configured():
+    config = SamplerConfig(2, 3, guidance=Guidance(max_drift=0.4))
+    particles, _ = numbered_population(config)
+    kernel, lam = GaussianKernel(torch.zeros(6, 1), 0.5), torch.ones(2)
+    guided = move(particles, kernel, torch.full((6, 1), 100.0), lam, config, torch.Generator().manual_seed(3))
+    plain = move(particles, kernel, None, lam, config, torch.Generator().manual_seed(3))
+    torch.testing.assert_close((guided.x - plain.x).flatten(), torch.full((6,), 0.5 * 0.4))
+    assert torch.equal(plain.log_ratio, torch.zeros(2, 3))
+
+
+def test_tempering_counts_from_where_the_potential_starts():
+    result = run(SamplerConfig(2, 8, Polynomial(), start=0.4), quadratic)
+    expected = torch.cat([torch.zeros(9), torch.arange(1, 12) / 12])  # λ of the step before; 1 at clean data
+    torch.testing.assert_close(result.trace.lam, expected[:, None].expand(20, 2))
+
+
+def test_what_was_not_finite_is_shown_by_its_first_particle():
+    x0, value = torch.arange(8.0).view(4, 2), torch.tensor([1.0, 2.0, torch.nan, torch.inf])
+    fault = NotFinite.among(x0, value, ~torch.isfinite(value))
+    assert torch.equal(fault.x0, torch.tensor([4.0, 5.0]))
+    assert torch.isnan(fault.value)
+
+
+@pytest.mark.parametrize("twist", [PosteriorVariance(), PointEstimate(), None])
+def test_what_is_seen_ahead_holds_no_graph(twist):
+    """Or every step's network would stay in memory until the end."""
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    ahead, not_finite = look_ahead(PRIOR, quadratic, x, torch.zeros(6).long(), 500, twist, max_batch=4)
+    seen = [ahead.denoised.x0, ahead.denoised.eps, ahead.log_psi, not_finite.x0, not_finite.value]
+    assert not any(values.requires_grad for values in [*seen, *([] if twist is None else [ahead.grad])])
+    assert (ahead.grad is None) == (twist is None)
 
 
 # ---------------------------------------------------------------- corners and refusals

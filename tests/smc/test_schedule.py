@@ -131,3 +131,35 @@ def test_without_gradient_the_kernel_itself_is_drawn():
     )
     assert torch.equal(log_ratio, torch.zeros(4000))
     assert x.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_half_precision_ends_at_the_kernel():
+    """A mean of bfloat16 is moved and weighed in float32, as if it had been float32 all along."""
+    coarse = torch.randn(64, 3, generator=torch.Generator().manual_seed(1)).bfloat16()
+    grad = torch.randn(64, 3, generator=torch.Generator().manual_seed(2))
+    x, log_ratio = GaussianKernel(coarse, 0.3).propose(grad, 1.0, torch.Generator().manual_seed(0))
+    assert x.dtype == log_ratio.dtype == torch.float32
+    same = GaussianKernel(coarse.float(), 0.3).propose(grad, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(x, same[0])
+    assert torch.equal(log_ratio, same[1])
+    shift = 0.3 * capped(0.3 * grad.double(), 1.0)
+    p = torch.distributions.Normal(coarse.double(), 0.3)
+    q = torch.distributions.Normal(coarse.double() + shift, 0.3)
+    expected = (p.log_prob(x.double()) - q.log_prob(x.double())).sum(1)
+    torch.testing.assert_close(log_ratio.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_noise_in_half_precision_the_mean_itself_is_returned():
+    coarse = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)).half()
+    x, log_ratio = GaussianKernel(coarse, 0.0).propose(
+        torch.ones(8, 3), 1.0, torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(x, coarse.float())
+    assert torch.equal(log_ratio, torch.zeros(8))
+
+
+def test_ratios_are_float32_for_a_double_mean():
+    kernel = GaussianKernel(torch.zeros(4, 2, dtype=torch.float64), 0.3)
+    for grad in (torch.ones(4, 2, dtype=torch.float64), None):
+        x, log_ratio = kernel.propose(grad, 1.0, torch.Generator().manual_seed(0))
+        assert (x.dtype, log_ratio.dtype) == (torch.float64, torch.float32)

@@ -74,6 +74,15 @@ def test_adaptive_islands_are_independent_and_ignore_the_dead():
     assert new[1] == 1
 
 
+def test_who_dies_whatever_the_step_does_not_hold_adaptive_back():
+    """A third of the island has no potential at all: no λ above 0 keeps it, so the others decide."""
+    log_w = weights.uniform(1, 3, torch.zeros(1))
+    log_psi = torch.tensor([[0.0, 9.0, -torch.inf]])
+    new = Adaptive(0.9)(Moment(1, 100, torch.zeros(1), log_w, log_psi))
+    kept = weights.conditional_ess(log_w, new[:, None] * torch.tensor([[0.0, 9.0, 0.0]]))
+    assert kept.item() == pytest.approx(2.7, abs=1e-3)
+
+
 @pytest.mark.parametrize("wrong", [lambda: Exponential(0.0), lambda: Polynomial(-1.0), lambda: Adaptive(1.0)])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(SamplerError):

@@ -115,6 +115,14 @@ def test_where_no_variance_is_known_the_point_estimate_remains(grad_x0, grad_x, 
     assert torch.equal(share, torch.ones(2))
 
 
+def test_a_flat_potential_is_known_and_leads_nowhere():
+    """Its direction is 0/0, which must not reach the potential."""
+    _, ahead, not_finite = looked(PRIOR_1D, lambda x0, _: 3.0 + 0 * x0[:, 0], 500, PosteriorVariance())
+    torch.testing.assert_close(ahead.log_psi, torch.full((64,), 3.0))
+    assert torch.equal(ahead.grad, torch.zeros(64, 1))
+    assert not not_finite.is_bad.any()
+
+
 def test_a_step_that_falls_off_an_edge_leaves_the_point_estimate_and_is_counted():
     """The potential is finite at the clean estimates and nowhere else: the twist is not known, the particle lives."""
     estimates = []
