@@ -185,8 +185,8 @@ def check_context(config: SamplerConfig) -> None:
 def floored(log_psi: Float[Tensor, " n"], p: int) -> Float[Tensor, " n"]:
     """Return the twists with the lowest known one of its island where a particle's is not known; 0 where none is.
 
-    x̂_0 is no sample of x0: that r is not finite there says little of where the particle will end, and a weight of 0 would
-    take away a part of the target for good. Only clean data can kill.
+    x̂_0 is no sample of x0: that r is not finite there says little of where the particle will end, and a weight of 0
+    would take away a part of the target for good. Only clean data can kill.
     """
     islands = log_psi.view(-1, p)
     lowest = islands.masked_fill(torch.isneginf(islands), torch.inf).amin(1, keepdim=True)

@@ -14,9 +14,9 @@ weights even. Both guesses here need one evaluation of the network and one gradi
               its curvature there
 
 Σg/τ is where x0 is expected when the linearised r is one std better; going there costs b²/2 nats of the Gaussian.
-All of it comes from one backward pass. By Tweedie's formula of second order Σ = (noise²/signal)·∂x̂_0/∂x_t, symmetric, so
-that Σg = noise²/signal · ∇_{x_t} r(x̂_0), the gradient that guides. DAS and TDS use the point estimate; its gradient is
-that of a reward known for sure, which over-guides where x0 is still uncertain.
+All of it comes from one backward pass. By Tweedie's formula of second order Σ = (noise²/signal)·∂x̂_0/∂x_t, symmetric,
+so that Σg = noise²/signal · ∇_{x_t} r(x̂_0), the gradient that guides. DAS and TDS use the point estimate; its gradient
+is that of a reward known for sure, which over-guides where x0 is still uncertain.
 
 Notation (code → maths):  log_psi → log ψ_t,  tau → τ,  bend → c,  shift → b.
 """
@@ -86,8 +86,8 @@ class PosteriorVariance:
     """
 
     max_shift: float = 1.0
-    """How far exp(r) may be thought to pull x0, in its stds given x_t. r is evaluated at 0 and at 1: beyond 1 the parabola
-    is extrapolated, which gains a little where r is one and is fatal where r levels off."""
+    """How far exp(r) may be thought to pull x0, in its stds given x_t. r is evaluated at 0 and at 1: beyond 1 the
+    parabola is extrapolated, which gains a little where r is one and is fatal where r levels off."""
 
     def __post_init__(self) -> None:
         if not 0 < self.max_shift < math.inf:

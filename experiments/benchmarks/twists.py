@@ -1,7 +1,7 @@
 """Which twist, which tempering, which cap: the ablation behind the sampler's defaults.
 
-One row a variant, with islands of 16 particles, on both toy mixtures and on a reward that levels off, 5·tanh(2·x) - 5 on
-a Gaussian: the standard deviation of an island's log Z, which a perfect twist makes 0; the bias of an island's mean
+One row a variant, with islands of 16 particles, on both toy mixtures and on a reward that levels off, 5·tanh(2·x) - 5
+on a Gaussian: the standard deviation of an island's log Z, which a perfect twist makes 0; the bias of an island's mean
 reward, in units of 0.001, with its standard error. K seeds make K times as many islands.
 
 logz_std_M_V, bias_M_V, bias_error_M_V   these numbers for problem M (m1, m2, tanh) and variant V, spaces as _

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/theorems"), help="folder of the picture")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    n_chain, n_rows, n_islands = (20_000, 2_000, 50) if arguments.quick else (1_000_000, 50_000, 2000)
+    n_chain, n_rows, n_islands = (20_000, 2_000, 50) if arguments.quick else (400_000, 25_000, 1000)
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         mean = pool.submit(target_mean, n_chain).result()
         error = {name: errors(name, mean, n_rows, pool) for name in SAMPLERS}

@@ -16,6 +16,7 @@ from smc.sampler import (
     Guidance,
     Particles,
     SamplerConfig,
+    floored,
     move,
     resample,
     reweight,
@@ -336,17 +337,17 @@ def test_reweighting_by_hand():
     assert torch.equal(after.lam, lam)
 
 
-def test_reweighting_the_dead_and_the_not_yet_counted():
-    """0·(-inf) counts nothing; who was killed by its twist stays dead, whatever is found later."""
-    log_w = torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log()
-    log_twist = torch.tensor([[0.0, 0.0], [-torch.inf, 0.0]])
-    zero = torch.zeros(2)
-    particles = Particles(
-        torch.zeros(4, 1), log_w, log_twist, torch.zeros(2, 2), zero, torch.tensor([0.0, 1.0])
-    )
-    after = reweight(particles, torch.tensor([-torch.inf, 1.0, 3.0, 2.0]))
-    torch.testing.assert_close(after.log_w.exp(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
-    torch.testing.assert_close(after.log_z, torch.tensor([0.0, 2.0]))
+def test_twists_that_are_not_known_count_as_the_lowest_known_of_their_island():
+    log_psi = torch.tensor([3.0, -torch.inf, 5.0, -torch.inf, -torch.inf, -torch.inf])
+    assert torch.equal(floored(log_psi, 3), torch.tensor([3.0, 3.0, 5.0, 0.0, 0.0, 0.0]))
+
+
+def test_clean_data_kill():
+    log_w, zero = torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log(), torch.zeros(2)
+    particles = Particles(torch.zeros(4, 1), log_w, torch.zeros(2, 2), torch.zeros(2, 2), zero, torch.ones(2))
+    after = reweight(particles, torch.tensor([-torch.inf, 1.0, 3.0, -torch.inf]))
+    torch.testing.assert_close(after.log_w.exp(), torch.tensor([[0.0, 1.0], [0.5, 0.5]]))
+    torch.testing.assert_close(after.log_z, torch.tensor([1.0 - math.log(2), -torch.inf]))
 
 
 def test_only_islands_that_are_due_are_resampled_each_with_its_own_numbers():
@@ -436,6 +437,87 @@ def test_what_is_seen_ahead_holds_no_graph(twist):
 
 
 # ---------------------------------------------------------------- corners and refusals
+def truth_by_rejection(prior, log_potential, n=400_000):
+    """Return log Z and the mean of x of the target, with their errors, from plain samples of the chain."""
+    plain = SamplerConfig(n, 1, guidance=None, max_batch=50_000)
+    x0 = run(plain, lambda x, _: x.new_zeros(len(x)), prior=prior, seed=7).x0
+    w = log_potential(x0, None).double().exp()
+    mean = float((w * x0[:, 0]).sum() / w.sum())
+    error = float((w * (x0[:, 0] - mean)).square().sum().sqrt() / w.sum())
+    return float(w.mean().log()), float(w.std() / w.mean() / math.sqrt(n)), mean, error
+
+
+@pytest.mark.parametrize("guidance", [Guidance(), Guidance(PointEstimate()), None])
+def test_a_hole_in_the_potential_does_not_take_away_what_lies_behind_it(guidance):
+    """-inf where x̂_0 is while noise lasts says little of where x0 will be: only clean data kill."""
+    prior = replace(PRIOR, mean=torch.zeros(2), std=1.5)
+
+    def holed(x0, island):
+        return torch.where((x0[:, 0] - 0.5).abs() < 0.4, -torch.inf, 0.5 * x0[:, 0])
+
+    log_z, log_z_error, mean, mean_error = truth_by_rejection(prior, holed)
+    result = run(SamplerConfig(800, 32, guidance=guidance), holed, prior=prior)
+    ours, error = result.evidence()
+    assert abs(ours - log_z) < 4 * math.hypot(error, log_z_error)
+    # Z·(E[x] - truth) of an island is 0 on average, for any number of particles
+    means = (result.log_w.exp() * result.x0[:, 0].view(800, 32)).sum(1).double()
+    off = result.log_z.double().exp() * (means - mean)
+    allowed = math.hypot(float(off.std()) / math.sqrt(800), mean_error * math.exp(log_z))
+    assert abs(float(off.mean())) < 4 * allowed
+    assert result.trace.n_bad[5:-1].sum() > 0
+
+
+@pytest.mark.parametrize("n_steps", [20, 50, 100])
+def test_every_start_begins_somewhere(n_steps):
+    prior = replace(PRIOR, n_steps=n_steps)
+    for percent in range(0, 100, 7):
+        config = SamplerConfig(2, 2, Constant(), Guidance(PointEstimate()), start=percent / 100)
+        lam = run(config, linear, prior=prior).trace.lam
+        first = int((lam[:, 0] > 0).nonzero()[0]) if lam.max() > 0 else n_steps
+        assert percent / 100 * n_steps <= first <= percent / 100 * n_steps + 2
+
+
+def test_a_potential_may_edit_what_it_is_given():
+    def clamps(x0, island):
+        return -x0.clamp_(-0.3, 0.3).square().sum(1)
+
+    for guidance in (Guidance(), None):
+        config = SamplerConfig(20, 8, guidance=guidance)
+        edited = run(config, clamps)
+        kept = run(config, lambda x0, _: -x0.clamp(-0.3, 0.3).square().sum(1))
+        assert torch.equal(edited.x0, kept.x0)
+        assert torch.equal(edited.log_z, kept.log_z)
+
+
+def test_whatever_the_rule_clean_data_count_in_full():
+    def half(at):
+        return torch.full_like(at.lam, 0.5)
+
+    result = run(SamplerConfig(600, 16, half, Guidance(PointEstimate())), quadratic)
+    assert z_scores(result, *quadratic_truth()).abs().max() < 4.0
+
+
+def test_a_reward_whose_gradient_is_not_of_x0_is_not_differentiable():
+    weight = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(SamplerError, match="differentiable in x0"):
+        run(SamplerConfig(2, 4), lambda x0, _: (x0.detach() * weight).sum(1))
+
+
+@pytest.mark.parametrize("answer", [0.0, None, [1.0]])
+def test_answers_that_are_no_tensors_are_named(answer):
+    with pytest.raises(SamplerError, match=rf"torch.Tensor, got {type(answer).__name__}"):
+        run(SamplerConfig(2, 4, guidance=None), lambda x0, _: answer)
+
+
+def test_contexts_that_would_spoil_the_weights_are_refused():
+    with pytest.raises(SamplerError, match="autocast"), torch.autocast("cpu", torch.bfloat16):
+        run(SamplerConfig(2, 4))
+    with pytest.raises(SamplerError, match="inference_mode"), torch.inference_mode():
+        run(SamplerConfig(2, 4))
+    with torch.inference_mode():
+        assert run(SamplerConfig(2, 4, guidance=None)).x0.shape == (8, 2)
+
+
 def test_one_particle_one_step():
     result = run(SamplerConfig(5, 1), prior=replace(PRIOR, n_steps=1))
     assert torch.isfinite(result.x0).all()
@@ -449,11 +531,14 @@ def test_some_particles_without_a_finite_potential_die_and_are_counted():
 
     result = run(SamplerConfig(200, 4, ess_min=0.5), half_blind)
     assert not torch.isnan(result.log_z).any()
-    assert result.trace.n_bad.sum() > 0
+    assert result.trace.n_bad[:-1].sum() > 0
     is_bad = (result.x0[:, 0] > 1.0).view(200, 4) & ~torch.isneginf(result.log_z)[:, None]
     assert torch.equal(result.log_w[is_bad], torch.full((int(is_bad.sum()),), -torch.inf))
-    drawn = result.x0[result.draw(torch.Generator().manual_seed(0))[~torch.isneginf(result.log_z)].flatten()]
-    assert (drawn[:, 0] <= 1.0).all()
+    is_alive = ~torch.isneginf(result.log_z)
+    assert 0 < is_alive.sum() < 200
+    for rows in (result.draw(torch.Generator().manual_seed(0), 3).flatten(), result.best()):
+        assert is_alive[rows // 4].all()  # the dead islands give nothing
+        assert (result.x0[rows][:, 0] <= 1.0).all()
 
 
 def test_a_gradient_that_is_not_finite_costs_guidance_not_the_particle():
@@ -498,7 +583,7 @@ def test_a_potential_without_gradient_works_unguided():
     result = run(
         SamplerConfig(600, 16, guidance=None, ess_min=1.0), lambda x0, island: linear(x0.detach(), island)
     )
-    assert z_scores(result, *linear_truth()).abs().max() < 4.5
+    assert z_scores(result, *linear_truth()).abs().max() < 4.0
 
 
 def test_guidance_before_its_start_asks_for_no_gradient():
@@ -509,7 +594,7 @@ def test_guidance_before_its_start_asks_for_no_gradient():
         return linear(x0, island)
 
     run(SamplerConfig(4, 8, guidance=Guidance(PointEstimate(), start=0.5)), potential)
-    assert asked == [False] * 10 + [True] * 10 + [False]
+    assert asked == [False] * 10 + [True] * 9 + [False] * 2  # the last step has no noise to guide
 
 
 @pytest.mark.parametrize("tempering", [Exponential(), Constant(), Adaptive(0.8)])
