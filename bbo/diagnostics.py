@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,14 +14,14 @@ from smc.result import SMCResult
 def summarise(results: Sequence[SMCResult]) -> Mapping[str, object]:
     """Return the round's sampling in a few JSON numbers."""
     ess = torch.cat([r.trace.ess for r in results], dim=1)
+    log_z = torch.cat([r.log_z for r in results])
     n_particles = results[0].log_w.shape[1]
     return {
-        "n_islands": sum(len(r.log_z) for r in results),
+        "n_islands": len(log_z),
         "n_particles": n_particles,
         "ess_share": float(ess.mean()) / n_particles,
-        "log_z": float(torch.cat([r.log_z for r in results]).logsumexp(0))
-        - float(torch.tensor(sum(len(r.log_z) for r in results)).log()),
-        "n_bad": sum(int(r.trace.n_bad.sum()) + int(r.trace.n_bad_last.sum()) for r in results),
+        "log_z": float(log_z.logsumexp(0)) - math.log(len(log_z)),
+        "n_bad": sum(int(r.trace.n_bad.sum()) for r in results),
     }
 
 

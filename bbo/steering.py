@@ -40,7 +40,7 @@ class SteeredPrior:
     acquisition: Acquisition = UCB()  # noqa: RUF009
     feasibility: FeasibilityModel | None = GPFeasibility()  # noqa: RUF009
     """None ignores which designs failed."""
-    kl_coef: float = 0.02
+    kl_coef: float = 0.01
     """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior."""
     sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009
     """Islands, particles and rules of each shard."""

@@ -9,11 +9,13 @@ Notation (code → papers):  x → x_t,  x0 → x̂_0(x_t),  eps → ε̂(x_t), 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
+
+from smc.rows import overwritten
 
 CLEAN = -1
 """The timestep of clean data: the last pair of every chain ends there."""
@@ -21,21 +23,35 @@ CLEAN = -1
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the network says about noisy latents, one row a particle."""
+    """What the network says about noisy latents x = signal·x0 + noise·eps, one row a particle."""
 
     x0: Float[Tensor, "n *event"]
     """Estimate of the clean latent, E[x0 | x_t]."""
     eps: Float[Tensor, "n *event"]
     """Estimate of the noise in x_t, consistent with `x0`."""
+    signal: float
+    """√ᾱ_t for a chain that keeps the variance."""
+    noise: float
+    """√(1-ᾱ_t) for such a chain."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "n *event"], x0: Float[Tensor, "n *event"], alpha_bar: float) -> Denoised:
         """Return the clean estimate x0 of x with the noise that goes with it: x = √ᾱ·x0 + √(1-ᾱ)·eps."""
-        return cls(x0, (x - math.sqrt(alpha_bar) * x0) / math.sqrt(1 - alpha_bar))
+        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        return cls(x0, (x - signal * x0) / noise, signal, noise)
 
-    def take(self, rows: Int[Tensor, " m"]) -> Denoised:
-        """Return the estimates of the particles `rows`, in that order."""
-        return Denoised(self.x0[rows], self.eps[rows])
+    @property
+    def tweedie(self) -> float:
+        """Return the factor noise²/signal in Cov(x0|x_t) = noise²/signal · ∂x0/∂x_t (Tweedie, second order).
+
+        Pure noise says nothing of x0, nor does its derivative: the factor is 0 there.
+        """
+        return self.noise**2 / self.signal if self.signal > 0 else 0.0
+
+    def overwritten(self, target: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Denoised:
+        """Return the estimates with the rows `target` replaced by those of `source`."""
+        x0, eps = overwritten(self.x0, target, source), overwritten(self.eps, target, source)
+        return replace(self, x0=x0, eps=eps)
 
 
 @runtime_checkable

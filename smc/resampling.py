@@ -11,57 +11,59 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 
 
 @runtime_checkable
 class Resampling(Protocol):
     """A resampling scheme."""
 
-    def __call__(self, log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
-        """Return for every place in an island the particle that takes it, from normalised log-weights."""
+    def __call__(
+        self, log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]
+    ) -> Int[Tensor, "islands p"]:
+        """Return for every place in an island the particle that takes it.
+
+        log_w: normalised in every island. u: independent and uniform on [0, 1), in float64; all the chance there is.
+        """
         ...
 
 
-def systematic(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
+def systematic(log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
     """One random offset an island, p evenly spaced points: counts differ from p·W by less than one."""
-    return _invert(log_w, _strata(log_w) + _rand((log_w.shape[0], 1), log_w, generator) / log_w.shape[1])
+    below = torch.ceil(log_w.shape[1] * _cumulative(log_w) - u[:, :1])  # points (k + u)/p below each sum
+    return _repeated(below.long())
 
 
-def stratified(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
+def stratified(log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
     """One random point in each of p equal strata."""
-    return _invert(log_w, _strata(log_w) + _rand(tuple(log_w.shape), log_w, generator) / log_w.shape[1])
+    strata = torch.arange(log_w.shape[1], device=log_w.device)
+    return invert(log_w, (strata + u) / log_w.shape[1])
 
 
-def multinomial(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
+def multinomial(log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
     """p independent draws: the noisiest scheme, and the one that theorems are about."""
-    return _invert(log_w, _rand(tuple(log_w.shape), log_w, generator).sort(dim=1).values)
+    return invert(log_w, u.sort(dim=1).values)
 
 
-def _strata(log_w: Float[Tensor, "islands p"]) -> Float[Tensor, "1 p"]:
-    p = log_w.shape[1]
-    return torch.arange(p, dtype=torch.float64, device=log_w.device)[None] / p
+def invert(log_w: Float[Tensor, "islands p"], points: Float[Tensor, "islands m"]) -> Int[Tensor, "islands m"]:
+    """Return for each point in [0, 1) the first particle whose cumulative weight exceeds it.
+
+    Particles of weight 0 add nothing to the sum and are never the first to exceed.
+    """
+    below_one = points.clamp(max=1 - 2**-53).contiguous()
+    return torch.searchsorted(_cumulative(log_w), below_one, right=True)
 
 
-def _rand(shape: tuple[int, ...], like: Tensor, generator: Generator) -> Float[Tensor, "..."]:
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
+def _cumulative(log_w: Float[Tensor, "islands p"]) -> Float[Tensor, "islands p"]:
+    """Return cumulative weights that end at 1 exactly: float64, divided by their own last entry.
 
-
-def _invert(
-    log_w: Float[Tensor, "islands p"], points: Float[Tensor, "islands p"]
-) -> Int[Tensor, "islands p"]:
-    """Return the first particle whose cumulative weight exceeds each point.
-
-    Float64, and divided by its own last entry, so that the sum ends at 1 exactly: a float32 sum may end
-    below a point. Particles of weight 0 add nothing to the sum and are never the first to exceed.
+    A float32 sum may end below a point, which nobody would then exceed.
     """
     cumulative = torch.cumsum(log_w.double().exp(), dim=1)
-    cumulative = cumulative / cumulative[:, -1:]
-    below_one = points.clamp(max=1 - 2**-53).contiguous()
-    return torch.searchsorted(cumulative, below_one, right=True)
+    return cumulative / cumulative[:, -1:]
 
 
-def residual(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
+def residual(log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
     """⌊p·W⌋ copies of each particle for sure, the rest drawn independently from what is left of the weights."""
     p = log_w.shape[1]
     sure, left = _whole_and_rest(log_w)
@@ -69,19 +71,18 @@ def residual(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Ten
     has_rest = n_sure < p
     rest = torch.where(has_rest, left, 1.0).log()  # where nothing is left the draws below go unused
     # Not sorted: only the last draws are used, and of sorted ones the last would be the largest.
-    drawn = _invert(rest - rest.logsumexp(1, keepdim=True), _rand((*log_w.shape,), log_w, generator))
+    drawn = invert(rest - rest.logsumexp(1, keepdim=True), u)
     places = torch.arange(p, device=log_w.device).expand_as(log_w)
-    return torch.where(places < n_sure, _repeated(sure), drawn)
+    return torch.where(places < n_sure, _repeated(sure.cumsum(1)), drawn)
 
 
-def ssp(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, "islands p"]:
+def ssp(log_w: Float[Tensor, "islands p"], u: Float[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
     """Srinivasan sampling process: counts within one of p·W and negatively associated (Gerber et al. 2019).
 
     Particles are paired in turn: what both have beyond whole numbers is moved to one of them, at random and
     without bias, until one of the two is whole; the other goes on to the next pair.
     """
     counts, rest = _whole_and_rest(log_w)
-    u = _rand((*log_w.shape,), log_w, generator)
     rows = torch.arange(log_w.shape[0], device=log_w.device)
     carrier = torch.zeros_like(rows)
     a = rest[:, 0]
@@ -97,7 +98,7 @@ def ssp(log_w: Float[Tensor, "islands p"], generator: Generator) -> Int[Tensor, 
         carrier = torch.where(stays, carrier, k)
         a = torch.where(is_less, a + b, a + b - 1)
     counts[rows, carrier] += (a > 0.5).long()  # whole by now, but for rounding
-    return _repeated(counts)
+    return _repeated(counts.cumsum(1))
 
 
 def _whole_and_rest(
@@ -110,7 +111,14 @@ def _whole_and_rest(
     return whole.long(), (expected - whole).clamp(min=0)
 
 
-def _repeated(counts: Int[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
-    """Return each particle as often as it is counted; what is missing to p is filled with the last one."""
-    places = torch.arange(counts.shape[1], device=counts.device).expand_as(counts).contiguous()
-    return torch.searchsorted(counts.cumsum(1), places, right=True).clamp(max=counts.shape[1] - 1)
+def _repeated(ends: Int[Tensor, "islands p"]) -> Int[Tensor, "islands p"]:
+    """Return each particle as often as it is counted, from cumulative counts of at most p.
+
+    A particle stands at the place where the one before it ends and is carried on to the next that has a place; of
+    several that end together the last is the one that is counted. What is missing to p is filled with the last one.
+    """
+    n_islands, p = ends.shape
+    begins = torch.cat([ends.new_zeros(n_islands, 1), ends[:, :-1]], dim=1)
+    places = torch.arange(p, device=ends.device).expand_as(ends)
+    marked = ends.new_zeros(n_islands, p + 1).scatter_reduce_(1, begins, places, "amax")
+    return marked[:, :p].cummax(1).values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -9,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from smc import weights
+from smc.noise import uniform
+from smc.resampling import invert
 
 
 @dataclass(frozen=True)
@@ -22,29 +24,20 @@ class StepInfo:
     is_resampled: Bool[Tensor, " islands"]
     n_ancestors: Int[Tensor, " islands"]
     """Distinct particles that live on."""
-    log_w_var: Float[Tensor, " islands"]
-    """Variance of the log-weights of the living, before resampling."""
-    n_bad: Int[Tensor, " islands"]
-    """Particles whose log-potential or gradient was not finite."""
 
     @classmethod
     def of(
         cls,
         lam: Float[Tensor, " islands"],
-        log_w: Float[Tensor, "islands p"],
         ess: Float[Tensor, " islands"],
-        is_resampled: Bool[Tensor, " islands"],
-        ancestors: Int[Tensor, "islands p"],
-        n_bad: Int[Tensor, " islands"],
+        due: Int[Tensor, " k"],
+        ancestors: Int[Tensor, "k p"],
     ) -> StepInfo:
-        """Return the diagnostics of a step from what `resample` has in hand."""
-        ordered = ancestors.sort(dim=1).values
-        n_ancestors = 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)
-        is_alive = weights.alive(log_w)
-        n_alive = is_alive.sum(1, keepdim=True)
-        mean = torch.where(is_alive, log_w, 0.0).sum(1, keepdim=True) / n_alive
-        variance = torch.where(is_alive, (log_w - mean).square(), 0.0).sum(1) / n_alive[:, 0]
-        return cls(lam, ess, is_resampled, n_ancestors, variance, n_bad)
+        """Return the diagnostics of a step in which the islands `due` were resampled."""
+        p = ancestors.shape[1]
+        lives_on = torch.zeros_like(ancestors, dtype=torch.bool).scatter_(1, ancestors, True)
+        n_ancestors = torch.full_like(ess, p, dtype=torch.long).index_copy(0, due, lives_on.sum(1))
+        return cls(lam, ess, torch.zeros_like(ess, dtype=torch.bool).index_fill(0, due, True), n_ancestors)
 
 
 @dataclass(frozen=True)
@@ -55,25 +48,22 @@ class Trace:
     ess: Float[Tensor, "steps islands"]
     is_resampled: Bool[Tensor, "steps islands"]
     n_ancestors: Int[Tensor, "steps islands"]
-    log_w_var: Float[Tensor, "steps islands"]
-    n_bad: Int[Tensor, "steps islands"]
-    n_bad_last: Int[Tensor, " islands"]
-    """Particles whose log-potential was not finite at clean data."""
+    n_bad: Int[Tensor, "steps_and_clean islands"]
+    """Particles whose log-potential, twist or gradient was not finite; the last row is of clean data."""
+    n_particles: int
+
+    @property
+    def w_var(self) -> Float[Tensor, "steps islands"]:
+        """Variance of the weights before resampling, of weights whose mean is 1: p/ESS - 1, nothing else."""
+        return self.n_particles / self.ess - 1
 
     @classmethod
-    def of(cls, infos: Sequence[StepInfo], n_bad_last: Int[Tensor, " islands"]) -> Trace:
+    def of(
+        cls, infos: Sequence[StepInfo], n_bad: Int[Tensor, "steps_and_clean islands"], n_particles: int
+    ) -> Trace:
         """Return the steps' diagnostics, copied into one tensor each."""
         stacked = {f.name: torch.stack([getattr(info, f.name) for info in infos]) for f in fields(StepInfo)}
-        return cls(**stacked, n_bad_last=n_bad_last)
-
-    def describe_bad(self) -> str:
-        """Return in words how often and since when the log-potential was not finite."""
-        total = self.n_bad.sum(1)
-        first = total.nonzero()
-        if len(first) == 0:
-            return f"{int(self.n_bad_last.sum())} particles at clean data"
-        step = int(first[0, 0])
-        return f"{int(total[step])} particles at step {step} of {len(total)}, the first time, {int(total.sum())} in all"
+        return cls(**stacked, n_bad=n_bad, n_particles=n_particles)
 
 
 @dataclass(frozen=True)
@@ -90,19 +80,32 @@ class SMCResult:
     trace: Trace
 
     def draw(self, generator: Generator, n_each: int = 1) -> Int[Tensor, "islands n_each"]:
-        """Return rows drawn by weight: `n_each` independent draws from every island."""
-        within = torch.multinomial(self.log_w.exp(), n_each, replacement=True, generator=generator)
-        return within + self._first_rows()
+        """Return rows drawn by weight: `n_each` independent draws from every island.
+
+        Islands are independent, so one draw from each makes a batch of independent designs. Every draw has the
+        bias of a population of p particles, which falls as 1/p.
+        """
+        points = uniform((len(self.log_w), n_each), self.log_w, generator)
+        return invert(self.log_w, points) + self._first_rows()
 
     def draw_pooled(self, generator: Generator, n: int) -> Int[Tensor, " n"]:
         """Return n rows drawn from all islands together, island i with probability ∝ exp(log_z_i).
 
-        Few particles bias the draws of an island on its own; pooled draws behave like those of one population
-        of islands × p particles.
+        The islands' own evidence mends the bias of few particles: pooled draws behave like those of one
+        population of islands × p particles. They are drawn systematically, each particle in ⌊n·W⌋ or ⌈n·W⌉ places,
+        in random order: right where a batch is to look like the target, wrong where its designs have to be
+        independent, since a good particle is drawn again and again.
         """
-        island = torch.multinomial(torch.softmax(self.log_z, 0), n, replacement=True, generator=generator)
-        within = torch.multinomial(self.log_w.exp()[island], 1, generator=generator)
-        return (within + self._first_rows()[island]).flatten()
+        pooled = torch.log_softmax((self.log_w.double() + self.log_z.double()[:, None]).flatten(), 0)
+        points = (torch.arange(n, device=pooled.device) + uniform((1,), pooled, generator)) / n
+        rows = invert(pooled[None], points[None])[0]
+        return rows[uniform((n,), pooled, generator).argsort()]
+
+    def evidence(self) -> tuple[float, float]:
+        """Return the log of the islands' mean Z, and its standard error; NaN for the error of one island."""
+        Z = torch.exp(self.log_z.double() - self.log_z.max())
+        relative_error = Z.std() / (Z.mean() * math.sqrt(len(Z)))  # of Z, so the error of log Z
+        return float(Z.mean().log() + self.log_z.max()), float(relative_error)
 
     def best(self) -> Int[Tensor, " islands"]:
         """Return the row of the highest log-potential in every island."""

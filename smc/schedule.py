@@ -13,17 +13,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from smc.errors import PriorError
+from smc.noise import normal
 from smc.prior import CLEAN, Denoised
+from smc.rows import per_row, row_dot
 
 AlphaBars = tuple[float, ...]
 """ᾱ at t = 0 … n_train-1, falling from almost 1 to almost 0."""
 Steps = tuple[tuple[int, int], ...]
+"""A chain as explicit (t, s) pairs, from noise to `CLEAN`."""
+
+
+@runtime_checkable
+class Spacing(Protocol):
+    """A rule that spreads a chain over the noise table."""
+
+    def __call__(self, n_train: int, n_steps: int) -> Steps:
+        """Return n_steps pairs. Raises PriorError for a number of steps the table cannot give."""
+        ...
 
 
 # ---------------------------------------------------------------- noise tables
@@ -122,21 +135,27 @@ class GaussianKernel:
         """Draw x_s ~ N(mean + std·δ, std²·I) with δ = std·grad, at most `max_drift` long.
 
         log p - log q = -z·δ - ‖δ‖²/2, with z the noise drawn: closed form, no difference of large densities.
+        Half precision ends here: a mean of float16 or bfloat16 is moved, and weighed, in float32.
         """
-        n = len(self.mean)
-        z = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        mean = self.mean.to(torch.promote_types(self.mean.dtype, torch.float32))
+        z = normal(tuple(mean.shape), mean, generator)
         if grad is None or self.is_deterministic:
-            return self.mean + self.std * z, torch.zeros(n, dtype=torch.float32, device=self.mean.device)
-        delta = capped(self.std * grad, max_drift)
-        log_ratio = -(z * delta).flatten(1).sum(1) - 0.5 * delta.flatten(1).square().sum(1)
-        return self.mean + self.std * (delta + z), log_ratio
+            return mean + self.std * z, torch.zeros(len(mean), dtype=torch.float32, device=mean.device)
+        delta = capped(self.std * grad.to(mean.dtype), max_drift)
+        log_ratio = -row_dot(delta, z + 0.5 * delta)
+        return mean + self.std * (delta + z), log_ratio.float()
 
 
 def capped(drift: Float[Tensor, "n *event"], longest: float) -> Float[Tensor, "n *event"]:
     """Return each row of `drift`, shortened to the length `longest` where it is longer."""
-    length: Tensor = torch.linalg.vector_norm(drift.flatten(1), dim=1)
-    shrink = longest / length.clamp(min=longest)
-    return drift * shrink.view(-1, *[1] * (drift.dim() - 1))
+    length = row_dot(drift, drift).sqrt()
+    return drift * per_row(longest / length.clamp(min=longest), drift)
+
+
+def check_eta(eta: float) -> None:
+    """Raise PriorError unless eta is between 0 and 1."""
+    if not 0 <= eta <= 1:
+        raise PriorError(f"eta must be between 0 and 1, got {eta}")
 
 
 def ddim_kernel(alpha_bars: AlphaBars, denoised: Denoised, t: int, s: int, eta: float) -> GaussianKernel:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+
+from smc.rows import row_sum
 
 
 def uniform(n_islands: int, n_particles: int, like: Tensor) -> Float[Tensor, "islands p"]:
@@ -33,7 +35,7 @@ def normalise(
 
 def ess(log_w: Float[Tensor, "islands p"]) -> Float[Tensor, " islands"]:
     """Return the effective sample size of normalised log-weights, between 1 and p."""
-    return torch.exp(-torch.logsumexp(2 * log_w, dim=1))
+    return row_sum(torch.exp(2 * log_w)).reciprocal()
 
 
 def conditional_ess(
@@ -46,8 +48,3 @@ def conditional_ess(
     first = torch.logsumexp(log_w + log_increment, dim=1)
     second = torch.logsumexp(log_w + 2 * log_increment, dim=1)
     return log_w.shape[1] * torch.exp(2 * first - second)
-
-
-def alive(log_w: Float[Tensor, "islands p"]) -> Bool[Tensor, "islands p"]:
-    """Return which particles have any weight."""
-    return ~torch.isneginf(log_w)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_python_block_runs_and_can_be_run_again(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    block = BLOCKS[0]
     lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) <= 20
     shown = []
@@ -23,6 +24,21 @@ def test_the_python_block_runs_and_can_be_run_again(tmp_path):
     assert shown[0] == shown[1]
     best = float(shown[0].splitlines()[1].split()[3])
     assert -4.0 < best <= -1.0  # designs that fit the mould reach -1 at best
+
+
+def test_the_block_of_the_sampler_samples_its_target():
+    """The reward is a Gaussian factor of variance 1/2, centred at (3, 1): it moves each mode and weighs it."""
+    shown = "print(len(designs), designs.mean(0).tolist(), log_z, error)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{BLOCKS[1]}\n{shown}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    n, x, y, log_z, error = (float(number) for number in re.findall(r"-?[\d.]+(?:e-?\d+)?", done.stdout))
+    assert n == 100
+    assert 3.0 < x < 4.0  # the mode at 4, pulled towards 3
+    assert 0.1 < y < 0.6
+    assert error < 0.1
+    assert -4.0 < log_z < -2.5  # a third of the prior, exp(-2/1.5) of it, and the factor's own width
 
 
 def test_every_command_of_the_readme_exists():

@@ -33,7 +33,9 @@ from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
 from oracles.evaluation import VALUE
 from smc.resampling import Resampling
+from smc.schedule import Spacing
 from smc.tempering import Tempering
+from smc.twist import Twist
 from surrogate.acquisition import Acquisition
 from surrogate.base import SurrogateModel
 from surrogate.feasibility import FeasibilityModel
@@ -44,6 +46,8 @@ KINDS: dict[Any, str] = {
     FeasibilityModel: "feasibility",
     Tempering: "tempering",
     Resampling: "resampling",
+    Twist: "twist",
+    Spacing: "spacing",
 }
 """Which protocol stands for which kind of registered part."""
 
@@ -160,8 +164,8 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
     if isinstance(value, _Section):
         return build(value, folder)
     value = _revealed(value)
-    if hint is Resampling:
-        return resolve("resampling", value)
+    if hint in (Resampling, Spacing):  # registered functions, not constructors
+        return resolve(KINDS[hint], value)
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if isinstance(value, str) and any(get_origin(part) is Callable or part is Callable for part in accepted):
         return load_attribute(value, folder)

@@ -20,6 +20,15 @@ REGISTRY: dict[str, dict[str, str]] = {
         "thompson": "surrogate.acquisition:Thompson",
     },
     "feasibility": {"gp": "surrogate.feasibility:GPFeasibility"},
+    "twist": {
+        "posterior_variance": "smc.twist:PosteriorVariance",
+        "point_estimate": "smc.twist:PointEstimate",
+    },
+    "spacing": {
+        "trailing": "smc.schedule:trailing_steps",
+        "leading": "smc.schedule:leading_steps",
+        "linspace": "smc.schedule:linspace_steps",
+    },
     "tempering": {
         "exponential": "smc.tempering:Exponential",
         "polynomial": "smc.tempering:Polynomial",

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -29,10 +29,14 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from smc.errors import PriorError
+from smc.noise import normal
 from smc.prior import Denoised
 from smc.schedule import (
     GaussianKernel,
+    Spacing,
     Steps,
+    alpha_bar,
+    check_eta,
     cosine_alpha_bars,
     ddim_kernel,
     trailing_steps,
@@ -88,9 +92,12 @@ class ResidualMLP(nn.Module):
             return cls(d, width, n_blocks)
 
     def forward(self, x: Float[Tensor, "n d"], t: Float[Tensor, " #n"]) -> Float[Tensor, "n d"]:
-        """Return v̂(x_t) of every row; t holds noise levels, one a row or one for all."""
-        time = F.silu(self.embed(_waves(t)))
-        h = self.enter(x)
+        """Return v̂(x_t) of every row, in the dtype of the weights; t holds noise levels, one a row or one for all."""
+        dtype = self.leave.weight.dtype
+        time = F.silu(
+            self.embed(_waves(t).to(dtype))
+        )  # half precision cannot tell one noise level from the next
+        h = self.enter(x.to(dtype))
         for block in self.blocks:
             h = block(h, time)
         v: Tensor = self.leave(F.silu(self.norm(h)))
@@ -138,6 +145,8 @@ class Denoiser:
     """Steps of the chain, 1 … 1000."""
     eta: float = 1.0
     """Noise of the chain: 1 is ancestral sampling; 0 is deterministic and leaves a tilt nothing to act on."""
+    spacing: Spacing = trailing_steps
+    """How the chain's steps are spread over the 1000 noise levels."""
 
     def __post_init__(self) -> None:
         d = self.network.d
@@ -148,9 +157,8 @@ class Denoiser:
             )
         if not (self.std > 0).all():
             raise PriorError(f"std must be above 0, got {self.std.tolist()}")
-        if not 0 <= self.eta <= 1:
-            raise PriorError(f"eta must be between 0 and 1, got {self.eta}")
-        trailing_steps(N_TRAIN, self.n_steps)  # refuses an n_steps outside 1 … 1000
+        check_eta(self.eta)
+        self.spacing(N_TRAIN, self.n_steps)  # refuses an n_steps outside 1 … 1000
         object.__setattr__(self, "network", copy.deepcopy(self.network).eval().requires_grad_(False))
         object.__setattr__(self, "mean", self.mean.detach().clone())
         object.__setattr__(self, "std", self.std.detach().clone())
@@ -165,21 +173,26 @@ class Denoiser:
 
     @property
     def steps(self) -> Steps:
-        return trailing_steps(N_TRAIN, self.n_steps)
+        return self.spacing(N_TRAIN, self.n_steps)
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
         """Draw n latents of pure noise: ᾱ at the first t is below 1e-8."""
-        return torch.randn((n, *self.event_shape), generator=generator, dtype=self.mean.dtype)
+        return normal((n, *self.event_shape), self.mean, generator)
 
     def denoise(self, x: Float[Tensor, "n d"], t: int) -> Denoised:
         """Return the estimates of x0 and eps that v̂(x_t) implies, differentiable in x."""
-        v = self.network(x, torch.full((1,), float(t), dtype=x.dtype))
+        level = torch.full((1,), float(t), device=x.device)
+        v = self.network(x, level).to(x.dtype)
         signal, noise = math.sqrt(ALPHA_BARS[t]), math.sqrt(1 - ALPHA_BARS[t])
-        return Denoised(x0=signal * x - noise * v, eps=noise * x + signal * v)
+        return Denoised(signal * x - noise * v, noise * x + signal * v, signal, noise)
 
     def kernel(self, x: Float[Tensor, "n d"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
         """Return p(x_s | x_t) of DDIM (eqs. 12 and 16); the last step, to clean data, has std 0."""
         return ddim_kernel(ALPHA_BARS, denoised, t, s, self.eta)
+
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal; 1 for clean data."""
+        return alpha_bar(ALPHA_BARS, t)
 
     def decode(self, x0: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return designs in the units of the training data: mean + std·x0."""
@@ -194,8 +207,16 @@ class Denoiser:
         digest = hashlib.sha256(json.dumps([FORMAT_VERSION, self.steps, self.eta]).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def to(self, device: torch.device | str, *, dtype: torch.dtype | None = None) -> Denoiser:
+        """Return the prior on another device, its network's weights in `dtype` (None keeps theirs).
+
+        Latents stay float32: with a network in bfloat16 or float16 only what the network computes is coarser.
+        """
+        network = copy.deepcopy(self.network).to(device=device, dtype=dtype)
+        return replace(self, network=network, mean=self.mean.to(device), std=self.std.to(device))
 
     # ------------------------------------------------------------ files
     def save(self, path: str | Path) -> None:
@@ -217,7 +238,9 @@ class Denoiser:
             raise PriorError(f"cannot write the prior to {path}: {e}") from e
 
     @classmethod
-    def load(cls, path: str | Path, *, n_steps: int = 50, eta: float = 1.0) -> Denoiser:
+    def load(
+        cls, path: str | Path, *, n_steps: int = 50, eta: float = 1.0, spacing: Spacing = trailing_steps
+    ) -> Denoiser:
         """Read what `save` wrote. Raises PriorError for a missing, torn or foreign file."""
         shape, tensors = _read(Path(path))
         try:
@@ -227,7 +250,7 @@ class Denoiser:
             network.load_state_dict(weights, assign=True)
         except (KeyError, RuntimeError) as e:
             raise PriorError(f"{path} does not hold the tensors of the network it announces: {e}") from e
-        return cls(network, mean, std, n_steps, eta)
+        return cls(network, mean, std, n_steps, eta, spacing)
 
     def _tensors(self) -> dict[str, Tensor]:
         weights = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from smc.errors import PriorError
+from smc.noise import normal
 from smc.prior import Denoised
 from smc.schedule import (
     AlphaBars,
     GaussianKernel,
+    Spacing,
     Steps,
     alpha_bar,
+    check_eta,
     cosine_alpha_bars,
     ddim_kernel,
     trailing_steps,
@@ -36,6 +40,12 @@ class GaussianPrior:
     n_steps: int = 50
     eta: float = 1.0
     alpha_bars: AlphaBars = field(default_factory=cosine_alpha_bars, repr=False)
+    spacing: Spacing = trailing_steps
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise PriorError(f"std must be above 0, got {self.std}")
+        check_eta(self.eta)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -47,11 +57,11 @@ class GaussianPrior:
 
     @property
     def steps(self) -> Steps:
-        return trailing_steps(len(self.alpha_bars), self.n_steps)
+        return self.spacing(len(self.alpha_bars), self.n_steps)
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n *event"]:
         """Draw n standard normal latents."""
-        return torch.randn((n, *self.event_shape), generator=generator, dtype=self.mean.dtype)
+        return normal((n, *self.event_shape), self.mean, generator)
 
     def denoise(self, x: Float[Tensor, "n *event"], t: int) -> Denoised:
         """Return the exact posterior mean of x0 and the noise that goes with it."""
@@ -64,13 +74,17 @@ class GaussianPrior:
         """Return DDIM's p(x_s|x_t)."""
         return ddim_kernel(self.alpha_bars, denoised, t, s, self.eta)
 
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal; 1 for clean data."""
+        return alpha_bar(self.alpha_bars, t)
+
     def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
         """Return the latents: they are the designs."""
         return x0
 
     def fingerprint(self) -> str:
         """Return a hash of the distribution and its chain."""
-        told = f"{self.mean.tolist()} {self.std} {self.n_steps} {self.eta} {self.alpha_bars}"
+        told = f"{self.mean.tolist()} {self.std} {self.steps} {self.eta} {self.alpha_bars}"
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def moments(self) -> tuple[Float[Tensor, " d"], float]:
@@ -80,7 +94,7 @@ class GaussianPrior:
         """
         mean, variance = torch.zeros_like(self.mean, dtype=torch.float64), 1.0
         probe = torch.stack([torch.zeros_like(self.mean), torch.ones_like(self.mean)]).double()
-        exact = GaussianPrior(self.mean.double(), self.std, self.n_steps, self.eta, self.alpha_bars)
+        exact = replace(self, mean=self.mean.double())
         for t, s in self.steps:
             kernel = exact.kernel(probe, exact.denoise(probe, t), t, s)
             shift, slope = kernel.mean[0], (kernel.mean[1] - kernel.mean[0])

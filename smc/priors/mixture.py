@@ -17,12 +17,15 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from smc.errors import PriorError
+from smc.noise import normal
 from smc.prior import Denoised
 from smc.schedule import (
     AlphaBars,
     GaussianKernel,
+    Spacing,
     Steps,
     alpha_bar,
+    check_eta,
     cosine_alpha_bars,
     ddim_kernel,
     trailing_steps,
@@ -40,10 +43,12 @@ class MixturePrior:
     n_steps: int = 50
     eta: float = 1.0
     alpha_bars: AlphaBars = field(default_factory=cosine_alpha_bars, repr=False)
+    spacing: Spacing = trailing_steps
 
     def __post_init__(self) -> None:
         if not self.std > 0:
             raise PriorError(f"std must be above 0, got {self.std}")
+        check_eta(self.eta)
         if self.weights is not None:
             if self.weights.shape != self.means.shape[:1]:
                 expected, got = tuple(self.means.shape[:1]), tuple(self.weights.shape)
@@ -63,28 +68,33 @@ class MixturePrior:
 
     @property
     def steps(self) -> Steps:
-        """`n_steps` pairs from pure noise to clean data."""
-        return trailing_steps(len(self.alpha_bars), self.n_steps)
+        """`n_steps` pairs from noise to clean data."""
+        return self.spacing(len(self.alpha_bars), self.n_steps)
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
         """Draw n standard normal latents."""
-        return torch.randn((n, *self.event_shape), generator=generator, dtype=self.means.dtype)
+        return normal((n, *self.event_shape), self.means, generator)
 
     def denoise(self, x: Float[Tensor, "n d"], t: int) -> Denoised:
         """Return the exact posterior mean of x0 and the noise that goes with it."""
         bar = alpha_bar(self.alpha_bars, t)
         variance = bar * self.std**2 + 1 - bar
-        off = x[:, None] - math.sqrt(bar) * self.means
-        log_share = -off.square().sum(2) / (2 * variance)
+        # -‖x - √ᾱ·m_k‖²/2 without what is the same for every k
+        nearness = math.sqrt(bar) * x @ self.means.T - 0.5 * bar * self.means.square().sum(1)
+        log_share = nearness / variance
         if self.weights is not None:
             log_share = log_share + self.weights.log()
-        share = torch.softmax(log_share, dim=1)[..., None]
-        x0 = (share * (self.means + math.sqrt(bar) * self.std**2 / variance * off)).sum(1)
+        mean = torch.softmax(log_share, dim=1) @ self.means
+        x0 = mean + math.sqrt(bar) * self.std**2 / variance * (x - math.sqrt(bar) * mean)
         return Denoised.of(x, x0, bar)
 
     def kernel(self, x: Float[Tensor, "n d"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
         """Return DDIM's p(x_s|x_t)."""
         return ddim_kernel(self.alpha_bars, denoised, t, s, self.eta)
+
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal; 1 for clean data."""
+        return alpha_bar(self.alpha_bars, t)
 
     def decode(self, x0: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the latents: they are the designs."""
@@ -93,5 +103,5 @@ class MixturePrior:
     def fingerprint(self) -> str:
         """Return a hash of the distribution and its chain."""
         shares = None if self.weights is None else self.weights.tolist()
-        told = f"{self.means.tolist()} {self.std} {shares} {self.n_steps} {self.eta} {self.alpha_bars}"
+        told = f"{self.means.tolist()} {self.std} {shares} {self.steps} {self.eta} {self.alpha_bars}"
         return hashlib.sha256(told.encode()).hexdigest()[:16]

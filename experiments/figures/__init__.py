@@ -1,0 +1,1 @@
+"""Figures of papers, reproduced: one command each, with the table behind the picture."""
