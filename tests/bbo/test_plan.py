@@ -77,7 +77,7 @@ method:
 """
     method = load_plan(written(tmp_path, prior_file, text)).method
     sampler = SamplerConfig(
-        3, tempering=Adaptive(0.5), guidance=Guidance(3.0), resampling=stratified, ess_min=1.0
+        3, tempering=Adaptive(0.5), guidance=Guidance(max_drift=3.0), resampling=stratified, ess_min=1.0
     )
     assert method == SteeredPrior(ExactGP(max_iterations=7), UCB(1.0), None, 0.2, sampler, 2)
 
