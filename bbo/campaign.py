@@ -302,7 +302,8 @@ class Campaign:
 
     def tell_group(self, queries: Sequence[Query], evaluations: Sequence[Evaluation]) -> None:
         """Write down the oracle's answers to queries that were sent together."""
-        self._tell({q.id: e for q, e in zip(queries, evaluations, strict=True)})
+        told = self._noted({q.id: e for q, e in zip(queries, evaluations, strict=True)})
+        self._show(spent=self._progress.spent + len(queries), **told)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -342,10 +343,14 @@ class Campaign:
         return self._tensors[sha256]
 
     def _tell(self, evaluations: Mapping[int, Evaluation]) -> None:
+        self._show_counts(**self._noted(evaluations))
+
+    def _noted(self, evaluations: Mapping[int, Evaluation]) -> dict[str, object]:
+        """Write answers down, and return what of the progress they change."""
         told = desk.tell(self.ledger, evaluations, self._secrets)
         values = [e.outcomes.get(self.settings.objective) for e in told.values()]
         known = [value for value in (self._progress.best, *values) if value is not None]
-        self._show_counts(last=(*self._progress.last, *values), best=max(known, default=None))
+        return {"last": (*self._progress.last, *values), "best": max(known, default=None)}
 
     def _show_counts(self, **changes: object) -> None:
         counts = self.ledger.counts()
