@@ -308,12 +308,14 @@ class Campaign:
         """
         found = {query.id: answer for query, answer in zip(queries, answers, strict=True)}
         told = {id_: answer for id_, answer in found.items() if isinstance(answer, Evaluation)}
-        if told:
-            self._tell(told)
-        missing = {id_: a for id_, a in found.items() if not isinstance(a, Evaluation)}
-        if missing:
-            leave_open(self.ledger, self.oracle.name, missing, n_told=len(told))
-            self._show_counts()
+        missing = {id_: answer for id_, answer in found.items() if not isinstance(answer, Evaluation)}
+        noted = self._noted(told) if told else {}
+        if not missing:  # nothing to be counted anew
+            self._show(spent=self._progress.spent + len(told), **noted)
+            return
+        self._show_counts(**noted)
+        leave_open(self.ledger, self.oracle.name, missing, n_told=len(told))
+        self._show_counts()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -353,10 +355,14 @@ class Campaign:
         return self._tensors[sha256]
 
     def _tell(self, evaluations: Mapping[int, Evaluation]) -> None:
+        self._show_counts(**self._noted(evaluations))
+
+    def _noted(self, evaluations: Mapping[int, Evaluation]) -> dict[str, object]:
+        """Write answers down, and return what of the progress they change."""
         told = desk.tell(self.ledger, evaluations, self._secrets)
         values = [e.outcomes.get(self.settings.objective) for e in told.values()]
         known = [value for value in (self._progress.best, *values) if value is not None]
-        self._show_counts(last=(*self._progress.last, *values), best=max(known, default=None))
+        return {"last": (*self._progress.last, *values), "best": max(known, default=None)}
 
     def _show_counts(self, **changes: object) -> None:
         counts = self.ledger.counts()

@@ -6,8 +6,10 @@ the database is, and how to enter it, only the user says.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, make_url, select, text
@@ -27,6 +29,8 @@ _CONNECT = {
     "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
     "connect_timeout": 10,
 }
+_KEY = "hashtextextended(:uid, 0)"
+_PATIENCE = 1.0  # seconds; a server needs a moment to notice that a killed driver is gone
 _SCHEMA_LOCK = 0x62626F  # the lock under which the tables are created; any number, the same for all
 
 
@@ -108,10 +112,10 @@ class PostgresLease:
     def __init__(self, directory: Path, engine: Engine, uid: str) -> None:
         """Take both. Raises CampaignBusyError when either is taken."""
         self._lock = DriverLock(directory)
+        self._uid = {"uid": uid}
         try:
             self._session = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            take = text("SELECT pg_try_advisory_lock(hashtextextended(:uid, 0))")
-            is_taken = self._session.execute(take, {"uid": uid}).scalar_one()
+            is_taken = self._try_for(_PATIENCE)
         except DBAPIError as error:
             self._lock.release()
             raise CampaignBusyError(
@@ -127,6 +131,17 @@ class PostgresLease:
 
     def release(self) -> None:
         """Let the next driver in."""
-        self._session.invalidate()  # ends the session itself: one given back to the pool would keep the lock
+        with suppress(DBAPIError):  # a session that was cut off holds nothing any more
+            self._session.execute(text(f"SELECT pg_advisory_unlock({_KEY})"), self._uid)
+        self._session.invalidate()
         self._session.close()
         self._lock.release()
+
+    def _try_for(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        take = text(f"SELECT pg_try_advisory_lock({_KEY})")
+        while not (is_taken := bool(self._session.execute(take, self._uid).scalar_one())):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        return is_taken

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, exists, literal, select
+from sqlalchemy.exc import IntegrityError
 
 from bbo.errors import BudgetError, LedgerError
 from bbo.ledger import tables
@@ -61,16 +62,15 @@ def reserve(
             f"{n} of {moment.budget} queries are taken, so {n_new} more do not fit; "
             f"reserve at most {moment.budget - n}, or raise the budget"
         )
-    table = tables.rounds
-    is_this = (table.c.campaign_id == id_) & (table.c.number == record.number)
-    if connection.execute(select(table.c.number).where(is_this)).first() is not None:
-        raise LedgerError(f"round {record.number} was reserved before; continue it, or reserve the next one")
     _keep_artifact(moment, str(record.artifact), kind, n_bytes)
     written = {"number": record.number, "seed": record.seed, "summary": record.summary}
-    connection.execute(
-        table.insert(),
-        {**written, "campaign_id": id_, "artifact": record.artifact, "fence": moment.fence},
-    )
+    written |= {"campaign_id": id_, "artifact": record.artifact, "fence": moment.fence}
+    try:
+        connection.execute(tables.rounds.insert(), written)
+    except IntegrityError as error:
+        raise LedgerError(
+            f"round {record.number} was reserved before; continue it, or reserve the next one"
+        ) from error
     common: dict[str, Any] = {"round": record.number, "artifact": record.artifact, "n_sent": 0}
     common |= {"reserved_at": moment.now, "state": QueryState.RESERVED, "is_given": False, "is_asked": False}
     complete: list[dict[str, Any]] = [{**common, **row} for row in rows]

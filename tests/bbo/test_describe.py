@@ -21,7 +21,7 @@ def test_registered_parts_have_their_short_names():
     assert told["surrogate"]["type"] == "gp"
     assert told["acquisition"] == {"type": "ucb", "beta": 1.0}
     assert told["sampler"]["resampling"] == "systematic"
-    assert told["sampler"]["tempering"]["type"] == "exponential"
+    assert told["sampler"]["guidance"]["twist"]["type"] == "posterior_variance"
     assert describe(stratified) == "stratified"
 
 
