@@ -25,6 +25,14 @@ def summarise(results: Sequence[SMCResult]) -> Mapping[str, object]:
     }
 
 
+def descent(result: SMCResult, row: int) -> list[list[int]]:
+    """Return [step, particle] for the particle of its island that a row began as, and for every later one it became
+    a copy of: where it comes from, resampling by resampling.
+    """
+    places = result.lineage(torch.tensor([row], device=result.x0.device))[:, 0].tolist()
+    return [[step, place] for step, place in enumerate(places) if step == 0 or place != places[step - 1]]
+
+
 def traces(results: Sequence[SMCResult]) -> Mapping[str, Tensor]:
     """Return ESS (as a share of the particles) and λ of every step and island, shards side by side."""
     n_particles = results[0].log_w.shape[1]

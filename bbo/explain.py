@@ -59,9 +59,15 @@ def _answer(query: Query) -> Iterator[Line]:
 def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
     told = dict(query.provenance)
     source = told.pop("from", None)
+    descent = told.pop("descent", None)
     yield "from", _SOURCES.get(str(source), str(source))
     if told:
         yield "lineage", ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+    if isinstance(descent, list) and descent:
+        began, *later = (
+            f"particle {place}" + (f" from step {step}" if step else "") for step, place in descent
+        )
+        yield "descent", ", ".join([f"began as {began} of its island", *later])
     record = next(record for record in ledger.rounds() if record.number == query.round)
     if source in ("prior", "target"):
         yield "round seed", f"{record.seed}, of campaign seed {_setting(ledger, 'campaign', 'seed')}"

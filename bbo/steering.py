@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bbo import seeds
 from bbo.config.describe import digest
-from bbo.diagnostics import summarise, traces
+from bbo.diagnostics import descent, summarise, traces
 from bbo.errors import ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.potential import Potential
@@ -23,6 +23,7 @@ from bbo.proposals import Candidates, Observations, Stage
 from bbo.selection import Pick, draw_from_islands
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
+from smc.tempering import Exponential
 from surrogate.acquisition import UCB, Acquisition, Thompson
 from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.feasibility import FeasibilityModel, GPFeasibility
@@ -40,9 +41,9 @@ class SteeredPrior:
     acquisition: Acquisition = UCB()  # noqa: RUF009
     feasibility: FeasibilityModel | None = GPFeasibility()  # noqa: RUF009
     """None ignores which designs failed."""
-    kl_coef: float = 0.01
+    kl_coef: float = 0.02
     """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior."""
-    sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009
+    sampler: SamplerConfig = SamplerConfig(tempering=Exponential())  # noqa: RUF009
     """Islands, particles and rules of each shard."""
     n_shards: int = 1
     """Groups of islands that can be sampled in different places; part of the result, unlike the places."""
@@ -133,6 +134,7 @@ def _candidates(
             "shard": p.shard,
             "island": p.island,
             "row": p.row,
+            "descent": descent(results[p.shard], p.row),
         }
         for p in picks
     ]

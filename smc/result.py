@@ -24,6 +24,8 @@ class StepInfo:
     is_resampled: Bool[Tensor, " islands"]
     n_ancestors: Int[Tensor, " islands"]
     """Distinct particles that live on."""
+    ancestors: Int[Tensor, "k p"]
+    """Of the islands that were resampled, in order: the particle that takes each place."""
 
     @classmethod
     def of(
@@ -37,7 +39,8 @@ class StepInfo:
         p = ancestors.shape[1]
         lives_on = torch.zeros_like(ancestors, dtype=torch.bool).scatter_(1, ancestors, True)
         n_ancestors = torch.full_like(ess, p, dtype=torch.long).index_copy(0, due, lives_on.sum(1))
-        return cls(lam, ess, torch.zeros_like(ess, dtype=torch.bool).index_fill(0, due, True), n_ancestors)
+        is_resampled = torch.zeros_like(ess, dtype=torch.bool).index_fill(0, due, True)
+        return cls(lam, ess, is_resampled, n_ancestors, ancestors)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Trace:
     n_ancestors: Int[Tensor, "steps islands"]
     n_bad: Int[Tensor, "steps_and_clean islands"]
     """Particles whose log-potential, twist or gradient was not finite; the last row is of clean data."""
+    ancestors: Int[Tensor, "resamplings p"]
+    """The particle that takes each place, for each True of `is_resampled`, steps first."""
     n_particles: int
 
     @property
@@ -62,8 +67,10 @@ class Trace:
         cls, infos: Sequence[StepInfo], n_bad: Int[Tensor, "steps_and_clean islands"], n_particles: int
     ) -> Trace:
         """Return the steps' diagnostics, copied into one tensor each."""
-        stacked = {f.name: torch.stack([getattr(info, f.name) for info in infos]) for f in fields(StepInfo)}
-        return cls(**stacked, n_bad=n_bad, n_particles=n_particles)
+        names = [f.name for f in fields(StepInfo) if f.name != "ancestors"]
+        stacked = {name: torch.stack([getattr(info, name) for info in infos]) for name in names}
+        ancestors = torch.cat([info.ancestors for info in infos])
+        return cls(**stacked, n_bad=n_bad, ancestors=ancestors, n_particles=n_particles)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,19 @@ class SMCResult:
         """Return the row of the highest log-potential in every island in which anything is alive."""
         best = self.log_psi.argmax(1, keepdim=True) + self._first_rows()
         return best.flatten()[~torch.isneginf(self.log_z)]
+
+    def lineage(self, rows: Int[Tensor, " m"]) -> Int[Tensor, "steps m"]:
+        """Return which particle of its island each row descends from, at every step before anything is resampled."""
+        trace, p = self.trace, self.log_w.shape[1]
+        island, place = rows // p, rows % p
+        number = (trace.is_resampled.flatten().cumsum(0) - 1).view_as(trace.is_resampled)  # of the resampling
+        places = []
+        for step in reversed(range(len(number))):
+            hit = trace.is_resampled[step, island].nonzero().squeeze(1)
+            parents = trace.ancestors[number[step, island[hit]], place[hit]]
+            place = place.index_copy(0, hit, parents)
+            places.append(place)
+        return torch.stack(places[::-1])
 
     def _first_rows(self) -> Int[Tensor, "islands 1"]:
         n_islands, p = self.log_w.shape

@@ -11,7 +11,7 @@ def result(log_w, x0=None, log_z=None):
     x0 = torch.arange(n_islands * p, dtype=torch.float32)[:, None] if x0 is None else x0
     log_z = torch.zeros(n_islands) if log_z is None else log_z
     count = torch.zeros(n_islands, dtype=torch.long)
-    step = StepInfo(log_z, log_z, count.bool(), count)
+    step = StepInfo(log_z, log_z, count.bool(), count, torch.zeros(0, p, dtype=torch.long))
     trace = Trace.of([step], torch.zeros(2, n_islands, dtype=torch.long), p)
     return SMCResult(x0, log_w, log_z, torch.zeros_like(log_w), trace)
 

@@ -1,11 +1,15 @@
 """What sampling returns: evidence, draws and diagnostics, by hand."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+from smc.priors.gaussian import GaussianPrior
 from smc.result import SMCResult, StepInfo, Trace
+from smc.sampler import SamplerConfig, sample
+from smc.schedule import GaussianKernel
 
 W = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]])
 Z = torch.tensor([1.0, 5.0, 2.0])
@@ -14,8 +18,8 @@ Z = torch.tensor([1.0, 5.0, 2.0])
 def result_of(w, z):
     """Return a result with these weights and evidences; x0 counts the rows."""
     n_islands, p = w.shape
-    step = torch.zeros(1, n_islands)
-    trace = Trace(step, step + p, step.bool(), step.long() + p, torch.zeros(2, n_islands).long(), p)
+    step, none = torch.zeros(1, n_islands), torch.zeros(0, p, dtype=torch.long)
+    trace = Trace(step, step + p, step.bool(), step.long() + p, torch.zeros(2, n_islands).long(), none, p)
     return SMCResult(torch.arange(float(w.numel()))[:, None], w.log(), z.log(), w.flip(1).log(), trace)
 
 
@@ -130,5 +134,43 @@ def test_a_step_counts_who_lives_on_where_islands_were_resampled():
 def test_the_variance_of_weights_by_hand():
     w = torch.tensor([0.1, 0.2, 0.3, 0.4])
     ess = (1 / w.square().sum()).view(1, 1)
-    trace = Trace(ess, ess, ess > 0, ess.long(), ess.long(), 4)
+    trace = Trace(ess, ess, ess > 0, ess.long(), ess.long(), ess.long(), 4)
     assert trace.w_var.item() == pytest.approx((4 * w).var(correction=0).item(), rel=1e-5)
+
+
+def test_a_lineage_leads_back_to_where_a_particle_began():
+    """Each noisy latent tells the number of the particle it began as: a chain that never mixes coordinates."""
+
+    def wanted(x0, island):
+        return 3 * torch.cos(7 * x0[:, 0])
+
+    @dataclass(frozen=True)
+    class Numbered(GaussianPrior):
+        """The second coordinate is the row, carried along untouched."""
+
+        def init(self, n, generator):
+            return torch.stack([super().init(n, generator)[:, 0], torch.arange(float(n))], 1)
+
+        def kernel(self, x, denoised, t, s):
+            inner = super().kernel(x, denoised, t, s)
+            return Carried(inner, x[:, 1])
+
+    @dataclass(frozen=True)
+    class Carried:
+        inner: GaussianKernel
+        number: torch.Tensor
+        is_deterministic: bool = False
+
+        def propose(self, grad, max_drift, generator):
+            x, log_ratio = self.inner.propose(grad, max_drift, generator)
+            return torch.stack([x[:, 0], self.number], 1), log_ratio
+
+    prior = Numbered(torch.zeros(2), n_steps=15)
+    config = SamplerConfig(4, 8, guidance=None, ess_min=0.7)
+    result = sample(prior, wanted, config, generator=torch.Generator().manual_seed(0))
+    assert 3 < result.trace.is_resampled.sum() < 56
+    rows = torch.arange(32)
+    lineage = result.lineage(rows)
+    assert lineage.shape == (15, 32)
+    assert torch.equal((rows // 8) * 8 + lineage[0], result.x0[:, 1].long())
+    assert not torch.equal(lineage[0], rows % 8)
