@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 300
 TOO_SLOW = 99
 LEFT_OUT = (
-    "test_training or test_guidance or evidence_and_moments_are_exact or against_importance_sampling or every_mode "
+    "test_training.py or test_guidance.py or evidence_and_moments_are_exact or against_importance_sampling or every_mode "
     "or chunk_size"
 )
 """Names of tests that are slow, or of what no sampler needs."""
