@@ -467,6 +467,23 @@ def test_a_hole_in_the_potential_does_not_take_away_what_lies_behind_it(guidance
     assert result.trace.n_bad[5:-1].sum() > 0
 
 
+@pytest.mark.parametrize(
+    ("start", "guidance", "expected"),
+    [
+        (0.0, Guidance(), (0, 0)),
+        (0.31, Guidance(), (7, 7)),  # of 20 steps: 6.2 are walked, the seventh to its end
+        (0.0, Guidance(start=0.31), (0, 7)),
+        (0.31, Guidance(start=0.66), (7, 14)),
+        (0.66, Guidance(start=0.31), (14, 14)),  # no gradient of what does not count
+        (0.99, Guidance(), (19, 19)),  # the last step at the latest
+        (0.0, Guidance(start=1.0), (0, 20)),
+        (0.31, None, (7, 20)),
+    ],
+)
+def test_a_start_is_a_share_of_the_chain_that_is_walked_first(start, guidance, expected):
+    assert SamplerConfig(start=start, guidance=guidance).first_steps(20) == expected
+
+
 @pytest.mark.parametrize("n_steps", [20, 50, 100])
 def test_every_start_begins_somewhere(n_steps):
     prior = replace(PRIOR, n_steps=n_steps)

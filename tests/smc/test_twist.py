@@ -101,6 +101,20 @@ def test_a_potential_that_bends_upwards_counts_as_straight():
     torch.testing.assert_close(share, torch.ones(2))
 
 
+def test_the_variance_of_half_precision_gradients_is_not_computed_in_half_precision():
+    g = torch.full((2, 1), 300.0, dtype=torch.float16)  # its square is beyond the largest float16
+    log_psi, share = FAR(outlook(g, g, ahead=1e6))
+    torch.testing.assert_close(log_psi, torch.full((2,), 1 + 300**2 * 0.64 / 0.6 / 2))
+    assert torch.equal(share, torch.ones(2))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9e-4, 1.1e-4, 0.36])
+def test_latents_with_next_to_no_signal_say_nothing_of_the_variance(share):
+    x0 = torch.zeros(2, 1)
+    tweedie = Denoised(x0, x0, math.sqrt(share), math.sqrt(1 - share)).tweedie
+    assert tweedie == pytest.approx((1 - share) / math.sqrt(share) if share > 1e-4 else 0.0)
+
+
 @pytest.mark.parametrize(
     ("grad_x0", "grad_x", "tweedie"),
     [
@@ -123,13 +137,14 @@ def test_a_flat_potential_is_known_and_leads_nowhere():
     assert not not_finite.is_bad.any()
 
 
-def test_a_step_that_falls_off_an_edge_leaves_the_point_estimate_and_is_counted():
+@pytest.mark.parametrize("answer", [math.nan, math.inf, -math.inf])
+def test_a_step_that_falls_off_an_edge_leaves_the_point_estimate_and_is_counted(answer):
     """The potential is finite at the clean estimates and nowhere else: the twist is not known, the particle lives."""
     estimates = []
 
     def edge(x0, island):
         estimates.append(x0)
-        return x0[:, 0] if len(estimates) == 1 else x0[:, 0] * torch.nan
+        return x0[:, 0] if len(estimates) == 1 else torch.full_like(x0[:, 0], answer)
 
     _, ahead, not_finite = looked(PRIOR_1D, edge, 500, PosteriorVariance())
     torch.testing.assert_close(ahead.log_psi, estimates[0][:, 0].detach())
@@ -197,6 +212,7 @@ def test_tempering_is_left_to_twists_that_need_none():
     assert replace(SamplerConfig(), tempering=Exponential(0.1)).tempering_rule == Exponential(0.1)
 
 
-def test_impossible_settings_are_refused():
+@pytest.mark.parametrize("max_shift", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_settings_are_refused(max_shift):
     with pytest.raises(SamplerError, match="max_shift"):
-        PosteriorVariance(max_shift=0.0)
+        PosteriorVariance(max_shift=max_shift)
