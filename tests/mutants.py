@@ -311,7 +311,6 @@ SAMPLER = _in(
     ("NaN at clean data", "reweight(particles, buried(value))", "reweight(particles, value)"),
     ("NaN in the answer", "log_psi = buried(value).view_as", "log_psi = value.view_as"),
     ("one dead island is all dead", "torch.isneginf(particles.log_z).all()", "torch.isneginf(particles.log_z).any()"),
-    ("the noise check forgets the last step", "kernel.is_deterministic and s != CLEAN", "kernel.is_deterministic"),
 )
 
 # fmt: on
