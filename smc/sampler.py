@@ -252,8 +252,8 @@ def next_lam(
 
 
 def check_noise(kernel: Kernel, twist: Twist | None, t: int, s: int) -> None:
-    """Raise SamplerError for a guided step without noise, other than the last."""
-    if twist is not None and kernel.is_deterministic and s != CLEAN:
+    """Raise SamplerError for a guided step without noise."""
+    if twist is not None and kernel.is_deterministic:
         raise SamplerError(
             f"the step from t = {t} to {s} has no noise (eta = 0), so a guided proposal has no density that "
             "weights could account for; use eta > 0 (1 is a good choice) or guidance=None"
