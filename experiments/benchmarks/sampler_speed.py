@@ -3,7 +3,7 @@
 ratio_2500x4     CPU time of `sample` over the bare loop's: 2500 islands of 4 particles in the plane, a network of the
                  size of the paper's toy problems (5 k parameters)
 ratio_300x100    the same with 300 islands of 100
-ratio_big_net    the same with 16 islands of 4 images of 16 × 16, a U-Net of 1.4 M parameters
+ratio_big_net    the same with 16 islands of 4 images of 16 × 16, a U-Net of 1.7 M parameters
 memory_ratio     peak memory of `sample` over the bare loop's, above what is resident before either, 300 × 100
 
 The bare loop makes the network's forward pass, the reward and the gradient of one by the other, in the same chunks,
@@ -72,8 +72,8 @@ class EpsPrior:
 
 def small_prior() -> EpsPrior:
     """Return a prior in the plane: three linear layers, 64 wide, with the time as a third input."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+    with torch.random.fork_rng():
+        network = nn.Sequential(nn.Linear(3, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
     network.requires_grad_(False)
 
     def predict(x: Float[Tensor, "n 2"], t: int) -> Float[Tensor, "n 2"]:
@@ -85,17 +85,17 @@ def small_prior() -> EpsPrior:
 
 def unet_prior() -> EpsPrior:
     """Return a prior of small images, with diffusers' U-Net."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(32, 64, 96),
-        down_block_types=("DownBlock2D",) * 3,
-        up_block_types=("UpBlock2D",) * 3,
-        norm_num_groups=8,
-    )
+    with torch.random.fork_rng():
+        unet = UNet2DModel(
+            sample_size=16,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(32, 64, 96),
+            down_block_types=("DownBlock2D",) * 3,
+            up_block_types=("UpBlock2D",) * 3,
+            norm_num_groups=8,
+        )
     unet.eval().requires_grad_(False)
 
     def predict(x: Float[Tensor, "n 1 16 16"], t: int) -> Float[Tensor, "n 1 16 16"]:
