@@ -102,7 +102,7 @@ class PosteriorVariance:
         # A trained network's ∂x̂_0/∂x_t is no covariance: where it says below 0, nothing is uncertain.
         variance = (at.denoised.tweedie * row_dot(at.grad_x0.float(), at.grad_x.float())).clamp(min=0)
         tau = variance.sqrt()
-        step = at.denoised.tweedie / tau.clamp(min=torch.finfo(tau.dtype).tiny)
+        step = (at.denoised.tweedie / tau).masked_fill(tau == 0, 0.0)
         ahead = at.log_potential(at.denoised.x0 + per_row(step, at.grad_x) * at.grad_x)
         bend = (2 * (at.value + tau - ahead)).clamp(min=0)
         shift = (tau / (1 + bend)).clamp(max=self.max_shift)
