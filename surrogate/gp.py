@@ -190,7 +190,7 @@ class FittedGP:
             raise SurrogateError(f"expected {len(self.x_mean)} features as in the fit, got {X.shape[1]}")
         k = correlation((X.double() - self.x_mean) / self.lengthscale, self.anchors)
         mean = self.prior_mean + k @ self.weights
-        unexplained = 1 - _quadratic_form(k, self.precision)
+        unexplained = 1 - quadratic_form(k, self.precision)
         std = self.prior_std * unexplained.clamp(min=MIN_VARIANCE).sqrt()
         return Posterior(mean.to(X.dtype), std.to(X.dtype))
 
@@ -254,6 +254,7 @@ def correlation(A: Float[Tensor, "n d"], B: Float[Tensor, "m d"]) -> Float[Tenso
     return k
 
 
-def _quadratic_form(k: Float[Tensor, "n m"], P: Float[Tensor, "m m"]) -> Float[Tensor, " n"]:
+def quadratic_form(k: Float[Tensor, "n m"], P: Float[Tensor, "m m"]) -> Float[Tensor, " n"]:
+    """Return kᵀ P k for every row k and a symmetric P. Differentiable once, in k only."""
     q: Tensor = _QuadraticForm.apply(k, P)  # type: ignore[no-untyped-call]
     return q
