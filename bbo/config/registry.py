@@ -27,11 +27,20 @@ REGISTRY: dict[str, dict[str, str]] = {
         "concurrent": "oracles.concurrency:Concurrent",
     },
     "method": {"steered_prior": "bbo.steering:SteeredPrior"},
-    "surrogate": {"gp": "surrogate.gp:ExactGP", "ensemble": "surrogate.ensemble:DeepEnsemble"},
+    "surrogate": {
+        "gp": "surrogate.gp:ExactGP",
+        "sparse_gp": "surrogate.sparse_gp:SparseGP",
+        "ensemble": "surrogate.ensemble:DeepEnsemble",
+        "auto": "surrogate.auto:Auto",
+    },
     "acquisition": {
         "mean": "surrogate.acquisition:Mean",
         "ucb": "surrogate.acquisition:UCB",
         "thompson": "surrogate.acquisition:Thompson",
+        "optimistic": "surrogate.acquisition:Optimistic",
+        "log_ei": "surrogate.improvement:LogExpectedImprovement",
+        "log_pi": "surrogate.improvement:LogProbabilityOfImprovement",
+        "feasibility_only": "surrogate.acquisition:FeasibilityOnly",
     },
     "feasibility": {"gp": "surrogate.feasibility:GPFeasibility"},
     "twist": {

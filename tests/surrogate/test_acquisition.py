@@ -3,11 +3,21 @@ import math
 import pytest
 import torch
 
-from surrogate.acquisition import UCB, Acquisition, Mean, Thompson
+from surrogate.acquisition import (
+    UCB,
+    Acquisition,
+    Decay,
+    FeasibilityOnly,
+    LogGrowth,
+    Mean,
+    Optimistic,
+    Thompson,
+)
 from surrogate.base import Dataset
 from surrogate.ensemble import DeepEnsemble
 from surrogate.errors import SurrogateError
 from surrogate.gp import FittedGP
+from surrogate.improvement import LogExpectedImprovement, LogProbabilityOfImprovement
 from tests.contracts.surrogate_contract import observations, queries, seeded
 
 ISLANDS = torch.tensor([0, 1])
@@ -27,9 +37,25 @@ def gp():
     )
 
 
-@pytest.mark.parametrize("acquisition", [Mean(), UCB(), Thompson()])
+@pytest.mark.parametrize(
+    "acquisition",
+    [
+        Mean(),
+        UCB(),
+        Thompson(),
+        Optimistic(),
+        FeasibilityOnly(),
+        LogExpectedImprovement(),
+        LogProbabilityOfImprovement(),
+    ],
+)
 def test_protocol(acquisition):
     assert isinstance(acquisition, Acquisition)
+
+
+@pytest.mark.parametrize("acquisition", [Mean(), UCB(), Thompson(), Optimistic(), FeasibilityOnly()])
+def test_what_depends_on_no_data_stays_itself(acquisition):
+    assert acquisition.given(observations()) is acquisition
 
 
 @pytest.mark.parametrize(
@@ -38,6 +64,7 @@ def test_protocol(acquisition):
         (Mean(), [1.0, 0.0]),
         (UCB(beta=2.0), [1 + 2 * math.sqrt(0.5), 2.0]),
         (UCB(beta=0.5), [1 + 0.5 * math.sqrt(0.5), 0.5]),
+        (FeasibilityOnly(), [0.0, 0.0]),
     ],
 )
 def test_hand_values(gp, acquisition, expected):
@@ -58,3 +85,60 @@ def test_thompson_follows_one_member_an_island():
 def test_thompson_says_which_surrogate_has_draws(gp):
     with pytest.raises(SurrogateError, match=r"FittedGP has none.*DeepEnsemble"):
         Thompson()(gp, torch.zeros(2, 1), ISLANDS)
+
+
+def test_optimistic_is_the_largest_member_row_by_row():
+    ensemble = DeepEnsemble(n_members=3, width=8, n_iterations=1).fit(observations(), generator=seeded())
+    X = queries(20).requires_grad_()
+    values = Optimistic()(ensemble, X, torch.zeros(20, dtype=torch.long))
+    expected = [max(column) for column in ensemble.members(X).T.tolist()]
+    assert values.tolist() == pytest.approx(expected)
+    assert len(ensemble.members(X).argmax(0).unique()) > 1
+    assert (torch.autograd.grad(values.sum(), X)[0] != 0).any(1).all()
+
+
+def test_optimistic_says_which_surrogate_has_members(gp):
+    with pytest.raises(SurrogateError, match=r"FittedGP has none.*DeepEnsemble"):
+        Optimistic()(gp, torch.zeros(2, 1), ISLANDS)
+
+
+def test_feasibility_only_lets_gradients_through(gp):
+    X = torch.ones(2, 1, requires_grad=True)
+    assert torch.autograd.grad(FeasibilityOnly()(gp, X, ISLANDS).sum(), X)[0].tolist() == [[0.0], [0.0]]
+
+
+class TestSchedules:
+    def test_log_growth_is_that_of_gp_ucb(self):
+        """beta² = 2·log(|D|·n²·π² / (6·delta)): the square of what multiplies the std."""
+        beta = LogGrowth(scale=1.0, n_candidates=1000, delta=0.05)
+        assert beta(20) ** 2 == pytest.approx(2 * math.log(1000 * 400 * math.pi**2 / 0.3))
+        assert LogGrowth(scale=0.5, n_candidates=1000, delta=0.05)(20) == pytest.approx(beta(20) / 2)
+        assert beta(0) == beta(1) < beta(2)
+
+    def test_decay_halves(self):
+        beta = Decay(start=3.0, halving=64)
+        assert [beta(0), beta(64), beta(128)] == [3.0, 1.5, 0.75]
+
+    @pytest.mark.parametrize("schedule", [LogGrowth(scale=0.3), Decay(start=3.0, halving=64)])
+    def test_ucb_follows_its_schedule(self, gp, schedule):
+        ucb = UCB(schedule)
+        fixed = ucb.given(observations(40))
+        assert fixed == UCB(schedule(40))
+        assert ucb.given(observations(41)) != fixed
+        with pytest.raises(SurrogateError, match=r"follows the schedule.*given\(data\)"):
+            ucb(gp, torch.zeros(2, 1), ISLANDS)
+
+    @pytest.mark.parametrize(
+        ("made", "said"),
+        [
+            (lambda: LogGrowth(scale=-1.0), "scale finite and at least 0, got -1"),
+            (lambda: LogGrowth(scale=math.nan), "scale finite and at least 0, got nan"),
+            (lambda: LogGrowth(1.0, n_candidates=0, delta=1.0), "of at least 1, got 0; delta between 0 and 1, got 1"),
+            (lambda: Decay(start=math.inf, halving=1), "start inf"),
+            (lambda: Decay(start=1.0, halving=0), "halving 0"),
+            (lambda: UCB(math.nan), "beta must be a finite number, got nan"),
+        ],
+    )
+    def test_refusals(self, made, said):
+        with pytest.raises(SurrogateError, match=said):
+            made()
