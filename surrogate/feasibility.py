@@ -81,7 +81,9 @@ class GPFeasibility:
         # A learnt mean would move p far from the data away from the base rate, and α would have to undo it.
         if n <= self.n_inducing:
             exact = ExactGP(self.max_iterations, learns_mean=False).fit(data, generator=generator)
-            return _calibrated(exact, exact.noise_std[0].item(), exact.leave_one_out(data.y), data.y, base_rate)
+            return _calibrated(
+                exact, exact.noise_std[0].item(), exact.leave_one_out(data.y), data.y, base_rate
+            )
         data = data.ordered()
         rows = _inducing_rows(data.y > 0, self.n_inducing, generator)
         recipe = SparseGP(self.n_inducing, self.max_iterations, learns_mean=False)

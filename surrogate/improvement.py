@@ -134,5 +134,7 @@ def _check_best(best: float | None) -> None:
 
 def _known(best: float | None) -> float:
     if best is None:
-        raise SurrogateError("no outcome to improve on: set best, or call given(data) with the observations first")
+        raise SurrogateError(
+            "no outcome to improve on: set best, or call given(data) with the observations first"
+        )
     return best

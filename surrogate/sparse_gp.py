@@ -176,7 +176,9 @@ class _Factors:
         identity = torch.eye(len(U), dtype=U.dtype, device=U.device)
         root, failed = torch.linalg.cholesky_ex(correlation(U, U) + NUGGET * identity)
         if failed.item():
-            raise FitError(f"the covariance of the {len(U)} inducing points is singular: expected finite features")
+            raise FitError(
+                f"the covariance of the {len(U)} inducing points is singular: expected finite features"
+            )
         whitened = torch.linalg.solve_triangular(root, correlation(U, Z), upper=False) / noise_std
         return cls(root, whitened, torch.linalg.cholesky(identity + whitened @ whitened.T))
 

@@ -133,7 +133,10 @@ class TestSchedules:
         [
             (lambda: LogGrowth(scale=-1.0), "scale finite and at least 0, got -1"),
             (lambda: LogGrowth(scale=math.nan), "scale finite and at least 0, got nan"),
-            (lambda: LogGrowth(1.0, n_candidates=0, delta=1.0), "of at least 1, got 0; delta between 0 and 1, got 1"),
+            (
+                lambda: LogGrowth(1.0, n_candidates=0, delta=1.0),
+                "of at least 1, got 0; delta between 0 and 1, got 1",
+            ),
             (lambda: Decay(start=math.inf, halving=1), "start inf"),
             (lambda: Decay(start=1.0, halving=0), "halving 0"),
             (lambda: UCB(math.nan), "beta must be a finite number, got nan"),

@@ -84,7 +84,9 @@ def left_out_score(fitted, X, labels, slope):
             prior_std=gp.prior_std,
             noise_std=gp.noise_std[others],
         )
-        probit = ProbitFeasibility(without, fitted.noise_std, slope, offset).probit(without.posterior(X[i : i + 1]))
+        probit = ProbitFeasibility(without, fitted.noise_std, slope, offset).probit(
+            without.posterior(X[i : i + 1])
+        )
         score += torch.special.log_ndtr(labels[i] * probit).item()
     return score
 
@@ -218,7 +220,9 @@ class TestManyQueries:
         assert 2 <= len(failed) < 10
         at_failures = fitted.gp.posterior(failed).mean.mean()
         assert at_failures < 0 < fitted.gp.posterior(X).mean.median()
-        distance = torch.cdist((failed - fitted.gp.x_mean) / fitted.gp.lengthscale, fitted.gp.inducing).amin(1)
+        distance = torch.cdist((failed - fitted.gp.x_mean) / fitted.gp.lengthscale, fitted.gp.inducing).amin(
+            1
+        )
         assert distance.max() < 1e-6
         beyond = torch.tensor([[3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
         p = fitted.log_probability(beyond).exp()

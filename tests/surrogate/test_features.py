@@ -97,7 +97,9 @@ def test_pca_by_hand():
     encoder = PrincipalComponents(1, whitens=False).fit(designs)
     assert encoder.mean.tolist() == [3.0, 3.0]
     torch.testing.assert_close(encoder.basis, torch.full((1, 2), 0.5**0.5, dtype=torch.float64))
-    torch.testing.assert_close(encoder(designs.double())[:, 0], torch.tensor([-8.0, 0.0, 8.0]).double().sign() * 8**0.5)
+    torch.testing.assert_close(
+        encoder(designs.double())[:, 0], torch.tensor([-8.0, 0.0, 8.0]).double().sign() * 8**0.5
+    )
     whitened = PrincipalComponents(1).fit(designs)
     torch.testing.assert_close(whitened(designs.double())[:, 0], torch.tensor([-1.0, 0.0, 1.0]).double())
 
