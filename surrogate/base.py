@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from surrogate.errors import FitError
@@ -36,17 +37,36 @@ class Dataset:
         if self.noise_std is not None and self.noise_std.shape != self.y.shape:
             expected, got = tuple(self.y.shape), tuple(self.noise_std.shape)
             raise FitError(f"expected noise_std of shape {expected}, got {got}")
-        finite = torch.isfinite(self.X).all(1) & torch.isfinite(self.y)
+        wrong = {"X is not finite": ~self.X.isfinite().all(1), "y is not finite": ~self.y.isfinite()}
         if self.noise_std is not None:
-            finite &= torch.isfinite(self.noise_std) & (self.noise_std >= 0)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten().tolist()
-            raise FitError(
-                f"rows {rows[:10]} ({len(rows)} in all) are not finite or have a negative noise_std"
-            )
+            is_std = self.noise_std.isfinite() & (self.noise_std >= 0)
+            wrong["noise_std is not a finite number of at least 0"] = ~is_std
+        said = [f"{what} in {_rows(where)}" for what, where in wrong.items() if where.any()]
+        if said:
+            raise FitError(f"{'; '.join(said)}: leave such rows out, or tell them as failures")
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def ordered(self) -> Dataset:
+        """Return the same observations sorted by value, so that nothing depends on the order they came in."""
+        noise = [] if self.noise_std is None else [self.noise_std.double()]
+        keys = torch.stack(
+            [*noise, self.y.double(), *self.X.double().T.flip(0)]
+        )  # the last key decides first
+        order = torch.from_numpy(np.lexsort(keys.cpu().numpy())).to(self.X.device)
+        return Dataset(
+            self.X[order], self.y[order], None if self.noise_std is None else self.noise_std[order]
+        )
+
+
+def _rows(where: Bool[Tensor, " n"]) -> str:
+    """Return the rows that are marked, in words; of many the first ten."""
+    rows = where.nonzero().flatten().tolist()
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    listed = ", ".join(map(str, rows[:10]))
+    return f"rows {listed}" if len(rows) <= 10 else f"rows {listed}, … ({len(rows)} in all)"
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,8 @@ class Posterior:
     mean: Float[Tensor, " n"]
     std: Float[Tensor, " n"]
     """Epistemic: what more data would take away. Observation noise is not in it."""
+    noise_std: Float[Tensor, " n"] | None = None
+    """Std of the noise that an observation at the row would carry; None where the surrogate has learnt none."""
 
 
 @runtime_checkable
@@ -92,5 +114,19 @@ class SurrogateModel(Protocol):
         """Return a surrogate fitted to `data`; the same data and generator state give the same surrogate.
 
         Raises FitError with the reason when the data cannot be fitted.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsRefit(Protocol):
+    """A recipe that can start a fit from what an earlier one found, which is quicker than from nothing."""
+
+    def refit(self, previous: Surrogate, data: Dataset, *, generator: Generator) -> Surrogate:
+        """Return a surrogate fitted to `data`, all of it, starting from `previous`, which is left as it is.
+
+        previous: fitted by this recipe to earlier data, of which `data` may hold all, some or none.
+        The same (previous, data, generator state) give the same surrogate. Raises FitError with the reason
+        when the data cannot be fitted, SurrogateError when `previous` was fitted otherwise.
         """
         ...

@@ -1,33 +1,34 @@
 """Deep ensemble: independent networks, trained as one batched network, each a draw from the posterior.
 
-    f_i(x) = g_i(x) + prior_std·p_i(x),    g_i minimises Σ_j w_ij·(f_i(x_j) - y_j)²,    w_ij ~ Exp(1)
+    f_i(x) = g_i(x) + prior_std·p_i(x),    g_i minimises Σ_j w_ij·(f_i(x_j) - y_j)²,    w_ij ~ Exp(1) or 0
 
 p_i is a random network that is never trained. Where there are data g_i learns to cancel it, elsewhere it does
 not, so the members disagree away from data: randomised prior functions (Osband, Aslanides and Cassirer 2018,
 arXiv 1806.03335). The weights w_ij are a Bayesian bootstrap (Rubin 1981): members disagree about noise, too.
+A quarter of each member's are 0, another quarter for each: on those rows the ensemble is judged while it is
+trained, and it stops where it predicts them best (`surrogate/training.py`).
 
 Notation (code → above):  trained → g_i,  prior → p_i.  X and y are standardised.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
-from torch.nn.functional import silu
 
-from surrogate.base import Dataset, Posterior
+from surrogate.base import Dataset, Posterior, Surrogate
 from surrogate.errors import FitError, SurrogateError
 from surrogate.features import Standardize
+from surrogate.network import Network, random_network
+from surrogate.training import GaussianNLL, SquaredError, held_out, train, variance_of
 
 MIN_NOISE = 1e-4
 """Variance, as a share of the variance of y, below which known noise makes no difference to a fit."""
+REFIT_RATE = 0.25
+"""Learning rate of a refit, as a share of a fit's: at the full rate its first steps throw away what was fitted."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,14 @@ class DeepEnsemble:
     """
     n_iterations: int = 400
     """Steps of Adam, one batch each."""
+    n_refit_iterations: int = 100
+    """Steps of a refit, which starts from networks that fit most of the data already."""
     batch_size: int = 128
     """Rows of a batch. All members see the same rows, each with weights of its own."""
     learning_rate: float = 0.02
     """Of the first step; it falls to 0 along a cosine."""
+    learns_noise: bool = False
+    """Whether every network has a second output, the noise at x; then the posterior has a noise_std."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -63,6 +68,7 @@ class DeepEnsemble:
                 ("depth", self.depth, 1),
                 ("prior_std", self.prior_std, 0),
                 ("n_iterations", self.n_iterations, 1),
+                ("n_refit_iterations", self.n_refit_iterations, 1),
                 ("batch_size", self.batch_size, 1),
             )
             if not value >= least
@@ -79,49 +85,62 @@ class DeepEnsemble:
         """
         if len(data) < 2:
             raise FitError(f"an ensemble needs at least 2 observations, got {len(data)}")
-        data = _ordered(data)
-        x_scale, y_scale = Standardize.fit(data.X), Standardize.fit(data.y)
-        Z = x_scale(data.X.double()).float()
-        targets = y_scale(data.y.double()).float().squeeze(1)
-        hidden = [self.width] * self.depth
-        prior = _random_network(self.n_members, [Z.shape[1], self.width, 1], 1.0, generator, Z.device)
+        d, device = data.X.shape[1], data.X.device
+        hidden, n_outputs = [self.width] * self.depth, 2 if self.learns_noise else 1
+        prior = random_network(self.n_members, [d, self.width, 1], 1.0, generator, device)
         # Trained networks start at 0, so that prior_std alone decides how they disagree beyond the data.
-        trained = _random_network(self.n_members, [Z.shape[1], *hidden, 1], 0.0, generator, Z.device)
-        residuals = targets - self.prior_std * prior(Z)
-        draws = torch.rand(self.n_members, len(data), generator=generator, device=Z.device)
-        weights = -torch.log1p(-draws) * _reliability(data, y_scale)  # -log(1 - u) of a uniform u is Exp(1)
-        self._train(trained, Z, residuals, weights, generator)
-        return FittedEnsemble(x_scale, y_scale, trained, prior, self.prior_std)
+        blank = random_network(self.n_members, [d, *hidden, n_outputs], 0.0, generator, device)
+        x_scale, y_scale = Standardize.fit(data.X), Standardize.fit(data.y)
+        start = FittedEnsemble(x_scale, y_scale, blank, prior, self.prior_std)
+        return self._trained(start, data, self.n_iterations, self.learning_rate, generator)
 
-    def _train(
-        self,
-        network: Network,
-        Z: Float[Tensor, "n d"],
-        residuals: Float[Tensor, "s n"],
-        weights: Float[Tensor, "s n"],
-        generator: Generator,
-    ) -> None:
-        """Fit each member of `network` to its row of `residuals`, in place; raise FitError if it diverges."""
-        parameters = [tensor.requires_grad_() for tensor in (*network.weights, *network.biases)]
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.n_iterations)
-        rows = torch.arange(len(Z), device=Z.device)
-        with torch.enable_grad():
-            for _ in range(self.n_iterations):
-                if len(Z) > self.batch_size:
-                    rows = torch.randint(len(Z), (self.batch_size,), generator=generator, device=Z.device)
-                errors = network(Z[rows]) - residuals[:, rows]
-                loss = (weights[:, rows] * errors.square()).mean(1).sum()  # a sum: members do not interact
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-        for tensor in parameters:
-            tensor.requires_grad_(False)
-        if not all(tensor.isfinite().all() for tensor in parameters):
-            raise FitError(
-                f"training diverged: learning_rate {self.learning_rate} is too high for these data"
+    def refit(self, previous: Surrogate, data: Dataset, *, generator: Generator) -> FittedEnsemble:
+        """Return `previous` trained on with `data`; its random networks and its scales stay as they are.
+
+        So the ensemble changes only where the data say so. Where they have outgrown the scales, fit anew.
+        Raises SurrogateError for a surrogate that this recipe did not fit, and what `fit` raises.
+        """
+        if len(data) < 2:
+            raise FitError(f"an ensemble needs at least 2 observations, got {len(data)}")
+        sizes = (self.n_members, self.width, self.depth, self.learns_noise, self.prior_std, data.X.shape[1])
+        if not isinstance(previous, FittedEnsemble) or previous.sizes != sizes:
+            got = previous.sizes if isinstance(previous, FittedEnsemble) else type(previous).__name__
+            raise SurrogateError(
+                "expected an ensemble with (n_members, width, depth, learns_noise, prior_std, features) of "
+                f"{sizes} to start from, got {got}: fit anew"
             )
+        rate = REFIT_RATE * self.learning_rate
+        return self._trained(previous, data, self.n_refit_iterations, rate, generator)
+
+    def _trained(
+        self,
+        start: FittedEnsemble,
+        data: Dataset,
+        n_iterations: int,
+        learning_rate: float,
+        generator: Generator,
+    ) -> FittedEnsemble:
+        """Return the ensemble with its trained networks moved towards the data."""
+        data = data.ordered()
+        Z = start.x_scale(data.X.double()).float()
+        targets = (
+            start.y_scale(data.y.double()).float().squeeze(1) - start.prior_std * start.prior(Z)[:, :, 0]
+        )
+        reliability = _reliability(data, start.y_scale)
+        is_out = held_out(self.n_members, len(data), generator, Z.device)
+        draws = torch.rand(self.n_members, len(data), generator=generator, device=Z.device)
+        weights = -torch.log1p(-draws) * reliability * ~is_out  # -log(1 - u) of a uniform u is Exp(1)
+        criterion = GaussianNLL if self.learns_noise else SquaredError
+        trained = train(
+            start.trained,
+            Z,
+            criterion(targets, weights, is_out, reliability),
+            n_iterations=n_iterations,
+            batch_size=self.batch_size,
+            learning_rate=learning_rate,
+            generator=generator,
+        )
+        return replace(start, trained=trained)
 
 
 @dataclass(frozen=True)
@@ -139,69 +158,37 @@ class FittedEnsemble:
         """How many members there are: each is a draw from the posterior."""
         return self.trained.n_members
 
+    @property
+    def sizes(self) -> tuple[int, int, int, bool, float, int]:
+        """What a recipe must agree with to train on: members, width, depth, learns_noise, prior_std, features."""
+        first, last = self.trained.weights[0], self.trained.weights[-1]
+        depth = len(self.trained.weights) - 1
+        return self.n_draws, first.shape[2], depth, last.shape[2] == 2, self.prior_std, first.shape[1]
+
     def members(self, X: Float[Tensor, "n d"]) -> Float[Tensor, "s n"]:
         """Return every member at every row of X, on the scale of y, in the dtype of X, differentiable in X.
 
         Raises SurrogateError when X does not have the d columns that were fitted.
         """
         Z = self.x_scale(X)
-        values = self.trained(Z) + self.prior_std * self.prior(Z)
+        values = self.trained(Z)[:, :, 0] + self.prior_std * self.prior(Z)[:, :, 0]
         return self.y_scale.mean.to(X) + self.y_scale.std.to(X) * values
 
     def posterior(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return mean and (unbiased) std over the members at X, in the dtype of X, differentiable in X."""
-        members = self.members(X)
-        return Posterior(members.mean(0), members.std(0))
+        Z = self.x_scale(X)
+        outputs = self.trained(Z)
+        values = outputs[:, :, 0] + self.prior_std * self.prior(Z)[:, :, 0]
+        std = self.y_scale.std.to(X)
+        noise_std = None
+        if outputs.shape[2] == 2:
+            noise_std = std * variance_of(outputs).mean(0).sqrt()
+        return Posterior(self.y_scale.mean.to(X) + std * values.mean(0), std * values.std(0), noise_std)
 
     def draw(self, X: Float[Tensor, "n d"], which: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return at each row of X the member number `which` % n_draws, on the scale of y."""
         rows = torch.arange(len(X), device=X.device)
         return self.members(X)[which % self.n_draws, rows]
-
-
-@dataclass(frozen=True)
-class Network:
-    """A multilayer perceptron for each of s members, SiLU between layers, evaluated together."""
-
-    weights: tuple[Float[Tensor, "s _ _"], ...]
-    """Of each layer: members, inputs, outputs."""
-    biases: tuple[Float[Tensor, "s 1 _"], ...]
-
-    @property
-    def n_members(self) -> int:
-        """How many networks these are."""
-        return len(self.biases[0])
-
-    def __call__(self, Z: Float[Tensor, "n d"]) -> Float[Tensor, "s n"]:
-        """Return the one output of every member at every row of Z, in the dtype of Z."""
-        h = Z.expand(self.n_members, *Z.shape)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            h = torch.baddbmm(bias.to(Z), silu(h) if layer else h, weight.to(Z))
-        return h.squeeze(2)
-
-
-def _random_network(
-    n_members: int, sizes: Sequence[int], output_gain: float, generator: Generator, device: torch.device
-) -> Network:
-    """Return untrained members with layers of these sizes; their outputs have a std near `output_gain`."""
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(n_members, *shape, generator=generator, device=device)
-
-    pairs = list(pairwise(sizes))
-    gains = [1.0] + [math.sqrt(2)] * (len(pairs) - 2) + [output_gain]  # SiLU about halves the second moment
-    return Network(
-        tuple(gain / math.sqrt(a) * normal(a, b) for gain, (a, b) in zip(gains, pairs, strict=True)),
-        (*(normal(1, b) for _, b in pairs[:-1]), torch.zeros(n_members, 1, sizes[-1], device=device)),
-    )
-
-
-def _ordered(data: Dataset) -> Dataset:
-    """Return the same observations sorted by value: no draw then depends on the order they came in."""
-    noise = [] if data.noise_std is None else [data.noise_std.double()]
-    keys = torch.stack([*noise, data.y.double(), *data.X.double().T.flip(0)])  # the last key decides first
-    order = torch.from_numpy(np.lexsort(keys.cpu().numpy())).to(data.X.device)
-    return Dataset(data.X[order], data.y[order], None if data.noise_std is None else data.noise_std[order])
 
 
 def _reliability(data: Dataset, y_scale: Standardize) -> Float[Tensor, " n"]:

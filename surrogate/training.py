@@ -1,0 +1,173 @@
+"""Training of batched networks: Adam on minibatches, stopped where the error on what was held out is least.
+
+Every row is held out of some members and trained on by the others, as in a bootstrap, but evenly: the members
+come in groups of `N_FOLDS`, and each member of a group leaves another fold of the rows out. So the newest
+observation is always in the fit, and still every row is predicted by members that have not seen it. The error
+that decides is that of their average, because the average is what is used: alone, a member has few rows to
+judge its steps by, and stops too early (`experiments/benchmarks/README.md`, surrogate_cost).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+from torch.nn.functional import softplus
+
+from surrogate.errors import FitError
+from surrogate.network import Network
+
+N_FOLDS = 4
+MIN_ROWS = 2 * N_FOLDS
+"""With fewer rows nothing is held out."""
+N_AUDITED = 512
+"""Most rows that the held-out error is measured on: it costs the same at any n."""
+STEPS_A_CHECK = 20
+MIN_VARIANCE = 1e-6
+"""Smallest variance of noise that can be learnt, as a share of the variance of y."""
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """What training makes small."""
+
+    def loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the loss at these rows, summed over members: they do not interact."""
+        ...
+
+    def held_out_loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> float:
+        """Return the loss of the average over the members that were not trained on a row; NaN where none was."""
+        ...
+
+
+def train(
+    network: Network,
+    Z: Float[Tensor, "n d"],
+    criterion: Criterion,
+    *,
+    n_iterations: int,
+    batch_size: int,
+    learning_rate: float,
+    generator: Generator,
+) -> Network:
+    """Return a copy of `network` trained for n_iterations steps, as it was when its held-out loss was least.
+
+    Where nothing is held out it is the last step's. The learning rate falls to 0 along a cosine. Raises
+    FitError for training that diverges.
+    """
+    network = network.copy()
+    best: Network | None = None
+    least = math.inf
+    for tensor in network.parameters:
+        tensor.requires_grad_()
+    optimizer = torch.optim.Adam(network.parameters, lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_iterations)
+    rows = torch.arange(len(Z), device=Z.device)
+    audited = torch.randperm(len(Z), generator=generator, device=Z.device)[:N_AUDITED]
+    for step in range(1, n_iterations + 1):
+        if len(Z) > batch_size:
+            rows = torch.randint(len(Z), (batch_size,), generator=generator, device=Z.device)
+        with torch.enable_grad():
+            loss = criterion.loss(network(Z[rows]), rows)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % STEPS_A_CHECK == 0 or step == n_iterations:
+            with torch.no_grad():
+                judged = criterion.held_out_loss(network(Z[audited]), audited)
+            if judged < least:  # never where it is NaN: nothing is held out
+                best, least = network.copy(), judged  # a copy: training goes on
+    if not all(tensor.isfinite().all() for tensor in network.parameters):
+        raise FitError(f"training diverged: learning_rate {learning_rate} is too high for these data")
+    return network.copy() if best is None else best
+
+
+def held_out(n_members: int, n: int, generator: Generator, device: torch.device) -> Bool[Tensor, "s n"]:
+    """Return which of n rows each member is not trained on: one in N_FOLDS, none where n is below MIN_ROWS.
+
+    A row is left out by one member of each group of N_FOLDS, so by no two members of a group.
+    """
+    is_out = torch.zeros(n_members, n, dtype=torch.bool, device=device)
+    if n < MIN_ROWS:
+        return is_out
+    for i in range(n_members):
+        if i % N_FOLDS == 0:
+            order = torch.randperm(n, generator=generator, device=device)
+        is_out[i, order[i % N_FOLDS :: N_FOLDS]] = True
+    return is_out
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Σ_j w_ij·(f_i(x_j) - y_ij)², for networks of one output."""
+
+    targets: Float[Tensor, "s n"]
+    weights: Float[Tensor, "s n"]
+    """0 where a row is held out of a member."""
+    is_out: Bool[Tensor, "s n"]
+    """Rows that a member is judged by."""
+    reliability: Float[Tensor, " n"]
+    """What a row counts for when the steps are judged."""
+
+    def loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the weighted mean over the rows, summed over members."""
+        errors = outputs[:, :, 0] - self.targets[:, rows]
+        return (self.weights[:, rows] * errors.square()).mean(1).sum()
+
+    def held_out_loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> float:
+        """Return the squared error of the members' average, each row by those that left it out."""
+        is_out = self.is_out[:, rows]
+        error = pooled(outputs[:, :, 0] - self.targets[:, rows], is_out)
+        return weighted(error.square(), self.reliability[rows])
+
+
+@dataclass(frozen=True)
+class GaussianNLL:
+    """Σ_j w_ij·v_ij^β·[ (f_i(x_j) - y_ij)² / v_ij + log v_ij ] / 2,  v_ij^β held constant in the gradient.
+
+    For networks of two outputs, f and what v = softplus(·) is made of. With β = 0 it is the likelihood, under
+    which rows that are fitted badly get a large v and are then left alone; β = 1/2 keeps them in the fit
+    (Seitzer, Tavakoli, Antic and Martius 2022, arXiv 2203.09168).
+    """
+
+    targets: Float[Tensor, "s n"]
+    weights: Float[Tensor, "s n"]
+    is_out: Bool[Tensor, "s n"]
+    reliability: Float[Tensor, " n"]
+    """What a row counts for when the steps are judged."""
+    beta: float = 0.5
+
+    def loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> Float[Tensor, ""]:
+        """Return the weighted mean over the rows, summed over members."""
+        squares = (outputs[:, :, 0] - self.targets[:, rows]).square()
+        variance = variance_of(outputs)
+        terms = variance.detach() ** self.beta * (squares / variance + variance.log()) / 2
+        return (self.weights[:, rows] * terms).mean(1).sum()
+
+    def held_out_loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> float:
+        """Return the likelihood's loss (β = 0) of the members' average belief."""
+        is_out = self.is_out[:, rows]
+        error = pooled(outputs[:, :, 0] - self.targets[:, rows], is_out)
+        variance = pooled(variance_of(outputs), is_out)
+        return weighted((error.square() / variance + variance.log()) / 2, self.reliability[rows])
+
+
+def variance_of(outputs: Float[Tensor, "s n o"]) -> Float[Tensor, "s n"]:
+    """Return the variance of the noise that networks of two outputs have learnt, in units of theirs."""
+    return softplus(outputs[:, :, 1]) + MIN_VARIANCE
+
+
+def pooled(values: Float[Tensor, "s b"], is_out: Bool[Tensor, "s b"]) -> Float[Tensor, " b"]:
+    """Return the average over the members that left a row out; NaN where none did."""
+    return (values * is_out).sum(0) / is_out.sum(0)
+
+
+def weighted(values: Float[Tensor, " b"], weights: Float[Tensor, " b"]) -> float:
+    """Return the weighted mean of the values that are not NaN."""
+    known = ~values.isnan()
+    return float((values[known] * weights[known]).sum() / weights[known].sum())
