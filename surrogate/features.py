@@ -69,7 +69,7 @@ class Flatten:
 
     def __call__(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the flattened designs."""
-        return designs.reshape(len(designs), -1)
+        return _columns(designs)
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ class Standardize:
         """
         if len(designs) < 2:
             raise SurrogateError(f"a standard deviation needs at least 2 designs, got {len(designs)}")
-        columns = designs.reshape(len(designs), -1).double()
+        columns = _columns(designs).double()
         std = columns.std(0)
         is_constant = std <= ROUNDING * columns.abs().amax(0)
         return cls(columns.mean(0), torch.where(is_constant, 1.0, std))
 
     def __call__(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the standardised designs. Raises SurrogateError when they do not have d columns."""
-        columns = designs.reshape(len(designs), -1)
+        columns = _columns(designs)
         if columns.shape[1:] != self.mean.shape:
             raise SurrogateError(f"expected {len(self.mean)} features a design, got {columns.shape[1]}")
         return (columns - self.mean.to(columns)) / self.std.to(columns)
@@ -143,7 +143,7 @@ class PCA:
 
     def __call__(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n k"]:
         """Return the components. Raises SurrogateError when the designs do not have d columns."""
-        columns = designs.reshape(len(designs), -1)
+        columns = _columns(designs)
         if columns.shape[1:] != self.mean.shape:
             raise SurrogateError(f"expected {len(self.mean)} features a design, got {columns.shape[1]}")
         return (columns - self.mean.to(columns)) @ self.basis.T.to(columns) / self.scale.to(columns)
@@ -182,7 +182,7 @@ class PrincipalComponents:
         """
         if len(designs) < 2:
             raise SurrogateError(f"principal components need at least 2 designs, got {len(designs)}")
-        columns = designs.reshape(len(designs), -1).double()
+        columns = _columns(designs).double()
         mean = columns.mean(0)
         _, singular, basis = torch.linalg.svd(columns - mean, full_matrices=False)
         rounding = ROUNDING * math.sqrt(len(designs)) * max(columns.abs().max().item(), singular[0].item())
@@ -204,3 +204,7 @@ class PrincipalComponents:
         share = singular.square().cumsum(0) / singular.square().sum()
         # rounding may leave the last sum below 1
         return min(int((share < self.explained).sum()) + 1, len(singular))
+
+
+def _columns(designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
+    return designs.flatten(1) if designs.ndim > 1 else designs.unsqueeze(1)  # no rows have columns, too

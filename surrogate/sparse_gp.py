@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
 from surrogate.base import Dataset, Posterior
@@ -64,15 +64,8 @@ class SparseGP:
         Raises FitError for fewer than two observations and for a likelihood that is not finite.
         """
         data = data.ordered()
-        return self.fit_through(data, _random_rows(data, self.n_inducing, generator), generator=generator)
-
-    def fit_through(
-        self, data: Dataset, inducing: Int[Tensor, " m"], *, generator: Generator
-    ) -> FittedSparseGP:
-        """Return the sparse GP whose inducing points are these rows of the data, given all of them.
-
-        Raises FitError for fewer than two inducing points and for a likelihood that is not finite.
-        """
+        order = torch.randperm(len(data), generator=generator, device=generator.device)
+        inducing = order[: self.n_inducing].sort().values.to(data.X.device)
         noise_std = None if data.noise_std is None else data.noise_std[inducing]
         subset = Dataset(data.X[inducing], data.y[inducing], noise_std)
         return FittedSparseGP.condition(data, self._exact.fit(subset, generator=generator))
@@ -136,25 +129,6 @@ class FittedSparseGP:
         noise_std = torch.full_like(mean, self.noise_std, requires_grad=False)
         return Posterior(mean.to(X.dtype), std.to(X.dtype), noise_std.to(X.dtype))
 
-    def leave_one_out(self, data: Dataset) -> Posterior:
-        """Return the belief at each row of `data`, what was fitted, as if it had not been observed. In float64.
-
-        No refit: hyperparameters and inducing points are kept. All observations are taken as equally noisy.
-        """
-        noise = self.noise_std / self.prior_std
-        factors = _Factors.of(self.inducing, _scaled(self, data.X), torch.full_like(data.y.double(), noise))
-        residual = (data.y.double() - self.prior_mean) / noise
-        told = factors.told(residual)
-        # Rasmussen and Williams 2006, section 5.4.2, for the covariance K_xu K_uu⁻¹ K_ux + N; by Woodbury its
-        # inverse is N^(-1/2) (I - H) N^(-1/2), H = Vᵀ (I + V Vᵀ)⁻¹ V.
-        within = torch.linalg.solve_triangular(factors.inner, factors.whitened, upper=False)
-        removed = 1 - within.square().sum(0)
-        error = noise * (residual - told @ factors.whitened) / removed
-        unexplained = 1 - noise**2 * factors.whitened.square().sum(0)  # by the inducing points
-        variance = noise**2 * (1 / removed - 1) + unexplained.clamp(min=0)
-        std = self.prior_std * variance.clamp(min=MIN_VARIANCE).sqrt()
-        return Posterior(data.y.double() - error, std, torch.full_like(std, self.noise_std))
-
 
 @dataclass(frozen=True)
 class _Factors:
@@ -185,11 +159,6 @@ class _Factors:
     def told(self, residual: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
         """Return (I + V Vᵀ)⁻¹ V r for residuals in units of their noise."""
         return torch.cholesky_solve((self.whitened @ residual).unsqueeze(1), self.inner).squeeze(1)
-
-
-def _random_rows(data: Dataset, m: int, generator: Generator) -> Int[Tensor, " m"]:
-    order = torch.randperm(len(data), generator=generator, device=generator.device)
-    return order[:m].sort().values.to(data.X.device)
 
 
 def _scaled(fitted: FittedGP | FittedSparseGP, X: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

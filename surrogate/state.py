@@ -36,8 +36,10 @@ MODULES = {
     "FittedEnsemble": "surrogate.ensemble",
     "FittedNeuralLinear": "surrogate.neural_linear",
     "FittedGP": "surrogate.gp",
+    "FittedSparseGP": "surrogate.sparse_gp",
     "ConstantFeasibility": "surrogate.feasibility",
     "ProbitFeasibility": "surrogate.feasibility",
+    "FittedEnsembleFeasibility": "surrogate.feasibility_ensemble",
     "Network": "surrogate.network",
     "Standardize": "surrogate.features",
 }

@@ -1,11 +1,14 @@
 """What every surrogate must do: subclass `SurrogateContract` in a test module, with a fixture `recipe`."""
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.errors import FitError, SurrogateError
+from surrogate.state import load, save
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -50,6 +53,14 @@ def more_features_than_rows() -> Dataset:
     return Dataset(X, wavy(X))
 
 
+def tensors_in(part: object) -> list[Tensor]:
+    if isinstance(part, Tensor):
+        return [part]
+    if isinstance(part, tuple):
+        return [tensor for item in part for tensor in tensors_in(item)]
+    return [t for f in fields(part) for t in tensors_in(getattr(part, f.name))] if is_dataclass(part) else []
+
+
 BAD_DATA = {
     "all y equal": Dataset(observations().X, torch.full((40,), 0.1, dtype=torch.float64)),
     "all X equal": Dataset(torch.ones(40, 3, dtype=torch.float64), observations().y),
@@ -63,6 +74,7 @@ BAD_DATA = {
     "X of 1e-9": Dataset(1e-9 * observations().X, observations().y),
     "constant features": constant_features(),
     "an outlier": one_outlier(),
+    "one feature": Dataset(observations().X[:, :1], observations().y),
     "d > n": more_features_than_rows(),
     "noise known to be 0": Dataset(
         repeated_rows().X, repeated_rows().y, torch.zeros(40, dtype=torch.float64)
@@ -101,6 +113,24 @@ class SurrogateContract:
             assert values.shape == (5,)
             assert values.dtype == dtype
         assert (posterior.std > 0).all()
+
+    def test_noise_is_told_a_row_or_not_at_all(self, fitted):
+        noise_std = fitted.posterior(queries(5).float()).noise_std
+        if noise_std is not None:
+            assert noise_std.shape == (5,)
+            assert noise_std.dtype == torch.float32
+            assert (noise_std > 0).all()
+
+    def test_no_queries_have_a_posterior_of_no_rows(self, fitted):
+        posterior = fitted.posterior(torch.empty(0, 3))
+        assert posterior.mean.shape == posterior.std.shape == (0,)
+
+    def test_keeps_no_graph(self, fitted):
+        """A graph kept would be freed by the first backward pass, and fail at the second."""
+        found = tensors_in(fitted)
+        assert found
+        assert not any(tensor.requires_grad for tensor in found)
+        assert not fitted.posterior(queries()).mean.requires_grad
 
     def test_learns(self, fitted):
         X = queries(200)
@@ -162,6 +192,28 @@ class SurrogateContract:
         at_data, beyond = fitted.posterior(X).std, fitted.posterior(5 * X).std
         assert beyond.mean() > 3 * at_data.mean()
         assert beyond.min() > at_data.median()
+
+    def test_is_surer_with_more_data(self, recipe):
+        few, many = (recipe.fit(observations(n), generator=seeded()).posterior(queries(50)) for n in (20, 160))
+        assert many.std.mean() < 0.8 * few.std.mean()
+
+    def test_state_survives_saving_and_loading(self, fitted, tmp_path):
+        save(fitted, tmp_path / "state")
+        loaded = load(tmp_path / "state")
+        assert type(loaded) is type(fitted)
+        X = torch.cat([queries(), 5 * observations().X])
+        for dtype in (torch.float32, torch.float64):
+            expected, got = fitted.posterior(X.to(dtype)), loaded.posterior(X.to(dtype))
+            assert torch.equal(got.mean, expected.mean)
+            assert torch.equal(got.std, expected.std)
+
+    @pytest.mark.parametrize("where", ["X", "y"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_refuses_data_that_are_not_finite_and_names_the_row(self, recipe, where, value):
+        X, y = observations().X.clone(), observations().y.clone()
+        (X if where == "X" else y)[7] = value
+        with pytest.raises(FitError, match=rf"{where} is not finite in row 7\b"):
+            recipe.fit(Dataset(X, y), generator=seeded())
 
     @pytest.mark.parametrize("n", [0, 1])
     def test_refuses_fewer_than_two_observations(self, recipe, n):

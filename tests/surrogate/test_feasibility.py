@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from surrogate.base import Dataset
-from surrogate.errors import FitError, SurrogateError
+from surrogate.errors import FitError
 from surrogate.feasibility import (
     ConstantFeasibility,
     Feasibility,
@@ -13,7 +13,6 @@ from surrogate.feasibility import (
     ProbitFeasibility,
 )
 from surrogate.gp import FittedGP
-from surrogate.sparse_gp import FittedSparseGP
 from tests.contracts.surrogate_contract import seeded
 
 
@@ -84,9 +83,7 @@ def left_out_score(fitted, X, labels, slope):
             prior_std=gp.prior_std,
             noise_std=gp.noise_std[others],
         )
-        probit = ProbitFeasibility(without, fitted.noise_std, slope, offset).probit(
-            without.posterior(X[i : i + 1])
-        )
+        probit = ProbitFeasibility(without, slope, offset).probit(without.posterior(X[i : i + 1]))
         score += torch.special.log_ndtr(labels[i] * probit).item()
     return score
 
@@ -133,7 +130,7 @@ def test_one_failure_in_many_is_not_overrated():
 
 
 def test_stays_finite_and_below_0_where_it_is_sure(separable):
-    sure = ProbitFeasibility(separable.gp, separable.noise_std, slope=1e6, offset=0.0)
+    sure = ProbitFeasibility(separable.gp, slope=1e6, offset=0.0)
     X = column(-0.9, 0.9).float().requires_grad_()
     log_p = sure.log_probability(X)
     (gradient,) = torch.autograd.grad(log_p.sum(), X)
@@ -175,78 +172,3 @@ def test_same_data_same_belief(separable):
 def test_refuses_features_that_are_not_finite():
     with pytest.raises(FitError, match="not finite"):
         GPFeasibility().fit(column(0.0, math.nan), torch.tensor([True, True]), generator=seeded())
-
-
-class TestManyQueries:
-    """With more than n_inducing queries the GP is sparse."""
-
-    @staticmethod
-    def is_feasible(X):
-        return X[:, 0] + X[:, 1] * X[:, 2] > -0.8
-
-    def fitted(self, n=600, n_inducing=60, seed=0, is_feasible=None):
-        X = torch.randn(n, 4, generator=seeded(), dtype=torch.float64)
-        labels = (is_feasible or self.is_feasible)(X)
-        return GPFeasibility(n_inducing=n_inducing).fit(X, labels, generator=seeded(seed))
-
-    def test_is_sparse_beyond_n_inducing_only(self):
-        assert isinstance(self.fitted(n=60).gp, FittedGP)
-        assert isinstance(self.fitted(n=61).gp, FittedSparseGP)
-
-    def test_is_calibrated_on_designs_it_has_not_seen(self):
-        T = torch.randn(3000, 4, generator=seeded(1), dtype=torch.float64)
-        p, truth = self.fitted().log_probability(T).exp(), self.is_feasible(T)
-        assert ((p > 0.5) == truth).float().mean() > 0.92
-        for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.0)):
-            group = (p >= low) & (p < high)
-            assert low - 0.1 < truth[group].float().mean() < high + 0.1
-
-    def test_queries_beyond_the_inducing_ones_teach(self):
-        T = torch.randn(3000, 4, generator=seeded(1), dtype=torch.float64)
-        truth = self.is_feasible(T)
-        X = torch.randn(600, 4, generator=seeded(), dtype=torch.float64)
-        few = GPFeasibility().fit(X[:60], self.is_feasible(X[:60]), generator=seeded())
-
-        def log_loss(fitted):
-            log_p = fitted.log_probability(T)
-            return -torch.where(truth, log_p, torch.log(-torch.expm1(log_p))).mean()
-
-        assert log_loss(self.fitted()) < 0.8 * log_loss(few)
-
-    def test_a_rare_failure_is_among_the_inducing_points(self):
-        fitted = self.fitted(is_feasible=lambda X: X[:, 0] < 2.3)
-        X = torch.randn(600, 4, generator=seeded(), dtype=torch.float64)
-        failed = X[X[:, 0] >= 2.3]
-        assert 2 <= len(failed) < 10
-        at_failures = fitted.gp.posterior(failed).mean.mean()
-        assert at_failures < 0 < fitted.gp.posterior(X).mean.median()
-        distance = torch.cdist((failed - fitted.gp.x_mean) / fitted.gp.lengthscale, fitted.gp.inducing).amin(
-            1
-        )
-        assert distance.max() < 1e-6
-        beyond = torch.tensor([[3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-        p = fitted.log_probability(beyond).exp()
-        assert p[0] < 0.5
-        assert p[1] > 0.98
-
-    def test_returns_to_the_base_rate_of_all_queries_far_away(self):
-        X = torch.randn(600, 4, generator=seeded(), dtype=torch.float64)
-        n_feasible = int(self.is_feasible(X).sum())
-        p = self.fitted().log_probability(torch.full((1, 4), 1e4, dtype=torch.float64)).exp()
-        assert p.item() == pytest.approx((n_feasible + 1) / 602)
-
-    def test_finite_differentiable_and_repeatable(self):
-        fitted = self.fitted()
-        X = torch.randn(5, 4, generator=seeded(2), dtype=torch.float64).requires_grad_()
-        assert torch.autograd.gradcheck(fitted.log_probability, X, atol=1e-4)
-        far = (1e6 * X).detach().float().requires_grad_()
-        log_p = fitted.log_probability(far)
-        assert torch.isfinite(log_p).all()
-        assert (log_p <= 0).all()
-        assert torch.isfinite(torch.autograd.grad(log_p.sum(), far)[0]).all()
-        assert torch.equal(self.fitted().log_probability(X), fitted.log_probability(X))
-        assert not torch.equal(self.fitted(seed=1).log_probability(X), fitted.log_probability(X))
-
-    def test_refuses_no_inducing_points(self):
-        with pytest.raises(SurrogateError, match="n_inducing must be at least 2, got 1"):
-            GPFeasibility(n_inducing=1)
