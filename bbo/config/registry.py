@@ -27,7 +27,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "concurrent": "oracles.concurrency:Concurrent",
     },
     "method": {"steered_prior": "bbo.steering:SteeredPrior"},
-    "surrogate": {"gp": "surrogate.gp:ExactGP", "ensemble": "surrogate.ensemble:DeepEnsemble"},
+    "surrogate": {
+        "gp": "surrogate.gp:ExactGP",
+        "ensemble": "surrogate.ensemble:DeepEnsemble",
+        "neural_linear": "surrogate.neural_linear:NeuralLinear",
+    },
     "acquisition": {
         "mean": "surrogate.acquisition:Mean",
         "ucb": "surrogate.acquisition:UCB",
