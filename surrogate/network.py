@@ -48,7 +48,7 @@ class Network:
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             h = silu(torch.baddbmm(bias.to(Z), h, weight.to(Z)))
             layers.append(h)
-        return torch.cat(layers, dim=2).transpose(0, 1).reshape(len(Z), -1)
+        return torch.cat(layers, dim=2).transpose(0, 1).flatten(1)
 
     def copy(self) -> Network:
         """Return a network with tensors of its own."""

@@ -207,6 +207,8 @@ class FittedNeuralLinear:
 
         Raises FitError where neither the rows nor the fit say how noisy they are.
         """
+        if len(data) == 0:
+            return self
         phi = self.phi(data.X.double())
         y = self.y_scale(data.y.double()).squeeze(1)
         precise = 1 / self._noise_of(data)

@@ -1,6 +1,6 @@
 """Fitted surrogates on disk: numbers in a safetensors file, structure in a JSON file, no pickle.
 
-    surrogate.json              which class, its fields, and for every tensor its dtype and shape
+    surrogate.json                     which class, its fields, and for every tensor its dtype, shape and layout
     tensors-<16 digits>.safetensors    the tensors, named by where they stand: `trained.weights.0`
 
 Any frozen dataclass of `MODULES` can be saved whose fields are tensors, numbers, strings, None, tuples of those
@@ -19,6 +19,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -109,8 +110,9 @@ def _told(value: object, path: str, tensors: dict[str, Tensor]) -> object:
         case float():
             return value if math.isfinite(value) else {"float": str(value)}
         case Tensor():
-            tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            return {"tensor": path, **_described(value)}
+            order = sorted(range(value.ndim), key=lambda axis: -value.stride()[axis])
+            tensors[path] = value.detach().cpu().permute(order).clone(memory_format=torch.contiguous_format)
+            return {"tensor": path, **_described(tensors[path]), "order": order}
         case tuple():
             return {"tuple": [_told(item, _at(path, i), tensors) for i, item in enumerate(value)]}
     name = type(value).__name__
@@ -182,8 +184,8 @@ def _made(told: object, path: str, tensors: dict[str, Tensor]) -> object:
             return told
         case {"float": str(digits), **rest} if not rest and digits in ("inf", "-inf", "nan"):
             return float(digits)
-        case {"tensor": str(name), "dtype": dtype, "shape": shape, **rest} if not rest:
-            return _tensor(name, {"dtype": dtype, "shape": shape}, tensors)
+        case {"tensor": str(name), "dtype": dtype, "shape": shape, "order": list(order), **rest} if not rest:
+            return _tensor(name, {"dtype": dtype, "shape": shape}, order, tensors)
         case {"tuple": list(items), **rest} if not rest:
             return tuple(_made(item, _at(path, i), tensors) for i, item in enumerate(items))
         case {"class": str(name), "fields": dict(inside), **rest} if not rest:
@@ -193,7 +195,10 @@ def _made(told: object, path: str, tensors: dict[str, Tensor]) -> object:
     )
 
 
-def _tensor(name: str, expected: Mapping[str, object], tensors: dict[str, Tensor]) -> Tensor:
+def _tensor(
+    name: str, expected: Mapping[str, object], order: list[Any], tensors: dict[str, Tensor]
+) -> Tensor:
+    """Return a tensor as it lay in memory: products of the same numbers in another order round otherwise."""
     if name not in tensors:
         raise SurrogateError(
             f"the tensor {name} is missing from the safetensors file, or named twice in {STRUCTURE}"
@@ -205,7 +210,11 @@ def _tensor(name: str, expected: Mapping[str, object], tensors: dict[str, Tensor
             f"expected the tensor {name} to be {expected['dtype']} of shape {expected['shape']} as {STRUCTURE} says, "
             f"got {got['dtype']} of shape {got['shape']}"
         )
-    return tensor
+    if order not in (list(p) for p in permutations(range(tensor.ndim))):
+        raise SurrogateError(
+            f"{STRUCTURE} is damaged: expected the {tensor.ndim} axes of {name} in some order, got {order}"
+        )
+    return tensor.permute([order.index(axis) for axis in range(tensor.ndim)])
 
 
 def _object(name: str, inside: Mapping[str, object], path: str, tensors: dict[str, Tensor]) -> object:

@@ -150,10 +150,15 @@ class GaussianNLL:
         return (self.weights[:, rows] * terms).mean(1).sum()
 
     def held_out_loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> float:
-        """Return the likelihood's loss (β = 0) of the members' average belief."""
+        """Return the likelihood's loss (β = 0) of what the members believe together.
+
+        Its variance is the noise and what they disagree about: were it the noise alone, the noise would be
+        blamed for errors that more training takes away, and training would stop at once.
+        """
         is_out = self.is_out[:, rows]
-        error = pooled(outputs[:, :, 0] - self.targets[:, rows], is_out)
-        variance = pooled(variance_of(outputs), is_out)
+        errors = outputs[:, :, 0] - self.targets[:, rows]
+        error = pooled(errors, is_out)
+        variance = pooled(variance_of(outputs) + (errors - error).square(), is_out)
         return weighted((error.square() / variance + variance.log()) / 2, self.reliability[rows])
 
 

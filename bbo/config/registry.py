@@ -31,6 +31,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gp": "surrogate.gp:ExactGP",
         "sparse_gp": "surrogate.sparse_gp:SparseGP",
         "ensemble": "surrogate.ensemble:DeepEnsemble",
+        "neural_linear": "surrogate.neural_linear:NeuralLinear",
         "auto": "surrogate.auto:Auto",
     },
     "acquisition": {
@@ -42,7 +43,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "log_pi": "surrogate.improvement:LogProbabilityOfImprovement",
         "feasibility_only": "surrogate.acquisition:FeasibilityOnly",
     },
-    "feasibility": {"gp": "surrogate.feasibility:GPFeasibility"},
+    "feasibility": {
+        "gp": "surrogate.feasibility:GPFeasibility",
+        "ensemble": "surrogate.feasibility_ensemble:EnsembleFeasibility",
+        "auto": "surrogate.auto:AutoFeasibility",
+    },
     "twist": {
         "posterior_variance": "smc.twist:PosteriorVariance",
         "point_estimate": "smc.twist:PointEstimate",

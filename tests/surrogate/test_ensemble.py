@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import linear, silu
 
-from surrogate.base import Dataset, SupportsDraws
+from surrogate.base import Dataset, SupportsDraws, SupportsRefit
 from surrogate.ensemble import DeepEnsemble
 from surrogate.errors import FitError, SurrogateError
+from surrogate.gp import ExactGP
 from tests.contracts.surrogate_contract import SurrogateContract, observations, queries, seeded
 
-SMALL = DeepEnsemble(n_members=3, width=8, n_iterations=5)
+SMALL = DeepEnsemble(n_members=3, width=8, n_iterations=5, n_refit_iterations=3)
 
 
 class TestContract(SurrogateContract):
@@ -18,6 +19,14 @@ class TestContract(SurrogateContract):
     @pytest.fixture
     def recipe(self):
         return DeepEnsemble()
+
+
+class TestContractOfTheOneThatLearnsNoise(SurrogateContract):
+    tolerance = 0.05  # its loss is rougher, so rounding grows further
+
+    @pytest.fixture
+    def recipe(self):
+        return DeepEnsemble(width=32, learns_noise=True)
 
 
 @pytest.fixture
@@ -30,7 +39,7 @@ def one_member(network, i, Z):
     h = Z
     for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         h = linear(silu(h) if layer else h, weight[i].double().T, bias[i, 0].double())
-    return h.squeeze(1)
+    return h[:, 0]
 
 
 def test_one_batched_network_is_its_members_one_by_one(small):
@@ -50,7 +59,7 @@ def test_prior_std_scales_the_random_networks():
     half = dataclasses.replace(SMALL, prior_std=0.5).fit(observations(), generator=seeded())
     Z = half.x_scale(queries())
     standardised = (half.members(queries()) - observations().y.mean()) / observations().y.std()
-    torch.testing.assert_close(standardised - half.trained(Z), 0.5 * half.prior(Z))
+    torch.testing.assert_close(standardised - half.trained(Z)[:, :, 0], 0.5 * half.prior(Z)[:, :, 0])
 
 
 def test_random_networks_have_a_std_near_1_at_the_data():
@@ -92,13 +101,158 @@ def test_the_bootstrap_alone_makes_members_disagree_about_noise():
     assert noisy.posterior(X).std.median() > 3 * quiet.posterior(X).std.median()
 
 
+def beyond(data, radii):
+    """Points in all directions, at so many times the distance of the outermost observation."""
+    directions = torch.randn(100, data.X.shape[1], generator=seeded(5), dtype=torch.float64)
+    return radii * data.X.norm(dim=1).max() * torch.nn.functional.normalize(directions, dim=1)
+
+
+@pytest.mark.parametrize("n", [40, 400])
+def test_std_does_not_collapse_at_five_times_the_radius(n):
+    data = observations(n)
+    std = DeepEnsemble().fit(data, generator=seeded()).posterior(beyond(data, 5)).std
+    assert std.min() > 2 * data.y.std()
+
+
 def test_random_networks_widen_the_std_away_from_data():
     with_prior, without = (
         dataclasses.replace(DeepEnsemble(), prior_std=std).fit(observations(), generator=seeded())
-        for std in (2.5, 0.0)
+        for std in (5.0, 0.0)
     )
-    beyond = 5 * observations().X
-    assert with_prior.posterior(beyond).std.mean() > 1.5 * without.posterior(beyond).std.mean()
+    X = beyond(observations(), 2)
+    assert with_prior.posterior(X).std.mean() > 1.5 * without.posterior(X).std.mean()
+
+
+def test_every_row_is_left_out_by_some_and_trained_on_by_others():
+    """One row tells of a spike: the members that saw it follow it, those that did not are as they were."""
+    data = observations(64)
+    recipe = DeepEnsemble(n_members=8)
+    quiet = recipe.fit(data, generator=seeded())
+    row = 20
+    spiked = recipe.fit(
+        Dataset(data.X, torch.where(torch.arange(64) == row, data.y + 3, data.y)), generator=seeded()
+    )
+    change = (spiked.members(data.X)[:, row] - quiet.members(data.X)[:, row]).sort().values
+    assert (change[:2] < 0.75).all(), "one in four has not seen it"
+    assert (change[2:] > 0.75).sum() >= 4
+
+
+def test_stops_early_where_outcomes_are_mostly_noise():
+    g = seeded()
+    X = torch.randn(48, 4, generator=g, dtype=torch.float64)
+    data = Dataset(X, X[:, 0] + 2 * torch.randn(48, generator=g, dtype=torch.float64))
+    unseen = torch.randn(500, 4, generator=g, dtype=torch.float64)
+    error = (
+        (DeepEnsemble().fit(data, generator=seeded()).posterior(unseen).mean - unseen[:, 0])
+        .square()
+        .mean()
+        .sqrt()
+    )
+    assert error < 1.5  # 2.9 at the last step
+
+
+class TestNoise:
+    @staticmethod
+    def noisy(n=600):
+        g = seeded(4)
+        X = 4 * torch.rand(n, 1, generator=g, dtype=torch.float64) - 2
+        noise = torch.where(X[:, 0] > 0, 0.5, 0.1)
+        return Dataset(X, torch.sin(2 * X[:, 0]) + noise * torch.randn(n, generator=g, dtype=torch.float64))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def fitted(cls):
+        return DeepEnsemble(n_members=8, learns_noise=True).fit(cls.noisy(), generator=seeded())
+
+    def test_finds_where_outcomes_are_noisy(self, fitted):
+        X = torch.tensor([[-1.5], [-1.0], [-0.5], [0.5], [1.0], [1.5]], dtype=torch.float64)
+        posterior = fitted.posterior(X)
+        expected = torch.tensor([0.1, 0.1, 0.1, 0.5, 0.5, 0.5], dtype=torch.float64)
+        torch.testing.assert_close(posterior.noise_std, expected, rtol=0.3, atol=0)
+        assert (posterior.std < 0.5 * posterior.noise_std).all(), "noise is no part of what is unknown"
+        assert ((posterior.mean - torch.sin(2 * X[:, 0])).abs() < 0.2).all()
+
+    def test_is_the_root_of_the_members_mean_variance_on_the_scale_of_y(self, fitted):
+        X = self.noisy().X[:5]
+        h = fitted.trained(fitted.x_scale(X))[:, :, 1]
+        expected = self.noisy().y.std() * (torch.nn.functional.softplus(h) + 1e-6).mean(0).sqrt()
+        torch.testing.assert_close(fitted.posterior(X).noise_std, expected)
+
+    def test_is_none_unless_it_was_asked_for(self, small):
+        assert small.posterior(queries()).noise_std is None
+
+    def test_has_the_dtype_of_x_and_a_gradient(self, fitted):
+        X = self.noisy().X[:4].float().requires_grad_()
+        noise = fitted.posterior(X).noise_std
+        assert noise.dtype == torch.float32
+        assert (torch.autograd.grad(noise.sum(), X)[0] != 0).any()
+
+
+class TestRefit:
+    def test_protocol(self):
+        assert isinstance(SMALL, SupportsRefit)
+
+    def test_learns_the_new_rows_and_keeps_the_random_networks(self):
+        data, recipe = observations(80), DeepEnsemble(n_members=8)
+        before = recipe.fit(Dataset(data.X[:64], data.y[:64]), generator=seeded())
+        kept = before.members(queries())
+        after = recipe.refit(before, data, generator=seeded(1))
+        assert torch.equal(before.members(queries()), kept), "what it started from is left as it was"
+        for old, new in zip(before.prior.parameters, after.prior.parameters, strict=True):
+            assert torch.equal(old, new)
+        assert torch.equal(before.x_scale.mean, after.x_scale.mean)
+        errors = [(fit.posterior(data.X[64:]).mean - data.y[64:]).square().mean() for fit in (before, after)]
+        assert errors[1] < 0.5 * errors[0]
+
+    def test_is_as_good_as_a_fit_with_a_quarter_of_the_steps(self):
+        data, unseen = observations(144), observations(400, seed=9)
+        recipe = DeepEnsemble(n_members=8)
+        before = recipe.fit(Dataset(data.X[:128], data.y[:128]), generator=seeded())
+        cold = recipe.fit(data, generator=seeded())
+        warm = recipe.refit(before, data, generator=seeded())
+        blank = dataclasses.replace(recipe, n_iterations=recipe.n_refit_iterations).fit(
+            data, generator=seeded()
+        )
+        assert recipe.n_refit_iterations <= recipe.n_iterations / 4
+        errors = [
+            (fit.posterior(unseen.X).mean - unseen.y).square().mean().sqrt().item()
+            for fit in (cold, warm, blank)
+        ]
+        assert errors[1] < 1.05 * errors[0]
+        assert errors[1] < 0.8 * errors[2], "the same steps from nothing do not suffice"
+
+    def test_same_start_data_and_seed_give_the_same_bits(self, small):
+        data = observations(50)
+        order = torch.randperm(50, generator=seeded(3))
+        again = [
+            SMALL.refit(small, some, generator=seeded(1)).members(queries())
+            for some in (data, data, Dataset(data.X[order], data.y[order]))
+        ]
+        assert torch.equal(again[0], again[1])
+        torch.testing.assert_close(again[0], again[2], atol=1e-5, rtol=0)
+
+    def test_says_what_it_cannot_start_from(self, small):
+        for other in (
+            dataclasses.replace(SMALL, width=9),
+            dataclasses.replace(SMALL, depth=1),
+            dataclasses.replace(SMALL, n_members=4),
+            dataclasses.replace(SMALL, prior_std=1.0),
+            dataclasses.replace(SMALL, learns_noise=True),
+        ):
+            with pytest.raises(
+                SurrogateError, match=r"expected an ensemble with .* to start from, got \(3, 8, 2"
+            ):
+                other.refit(small, observations(), generator=seeded())
+        wide = Dataset(torch.zeros(5, 4), torch.arange(5.0))
+        with pytest.raises(
+            SurrogateError, match=r"features\) of \(.*, 4\) to start from, got \(.*, 3\): fit anew"
+        ):
+            SMALL.refit(small, wide, generator=seeded())
+        gp = ExactGP(max_iterations=1).fit(observations(), generator=seeded())
+        with pytest.raises(SurrogateError, match="got FittedGP: fit anew"):
+            SMALL.refit(gp, observations(), generator=seeded())
+        with pytest.raises(FitError, match="at least 2 observations, got 1"):
+            SMALL.refit(small, observations(1), generator=seeded())
 
 
 def test_rows_known_to_be_noisy_hardly_count():
@@ -143,5 +297,12 @@ def test_names_all_wrong_settings_at_once():
         SurrogateError, match=r"n_members of at least 2, got 1; .*learning_rate above 0, got 0"
     ):
         DeepEnsemble(
-            n_members=1, width=0, depth=0, prior_std=-1.0, n_iterations=0, batch_size=0, learning_rate=0.0
+            n_members=1,
+            width=0,
+            depth=0,
+            prior_std=-1.0,
+            n_iterations=0,
+            n_refit_iterations=0,
+            batch_size=0,
+            learning_rate=0.0,
         )
