@@ -54,16 +54,42 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class LogGrowth:
-    """A beta that grows as GP-UCB's does, √(2·log(n_candidates·n²·π² / (6·delta))), times `scale`.
+class UCB:
+    """Upper confidence bound, mean + beta·std (GP-UCB, Srinivas et al. 2010, arXiv 0912.3995)."""
 
-    Srinivas et al. 2010 (arXiv 0912.3995) prove no regret for a finite set of candidates and scale 1, if f is
-    drawn from the GP; for their experiments they divided the square by 5, which is the scale 0.45.
+    beta: float = 1.0
+    """Multiplies the std itself; where a paper multiplies the std by √β, this is its √β."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.beta):
+            raise SurrogateError(f"beta must be a finite number, got {self.beta}")
+
+    def given(self, data: Dataset) -> UCB:
+        """Return this very acquisition."""
+        del data
+        return self
+
+    def __call__(
+        self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Return mean + beta·std."""
+        del island
+        posterior = surrogate.posterior(X)
+        return posterior.mean + self.beta * posterior.std
+
+
+@dataclass(frozen=True)
+class GrowingUCB:
+    """UCB whose beta grows as GP-UCB's does, scale·√(2·log(n_candidates·n²·π² / (6·delta))) after n observations.
+
+    With scale 1, n_candidates designs to choose from, and f drawn from the GP, the average regret vanishes with
+    probability 1 - delta (Srinivas et al. 2010, arXiv 0912.3995). For their experiments they divided the square
+    by 5, which is the scale 0.45.
     """
 
-    scale: float
+    scale: float = 0.45
     n_candidates: int = 1
-    """Designs among which one is chosen; 1 leaves the constant that they add to `scale`."""
+    """Designs among which one is chosen; the constant that they add matters less the larger n is."""
     delta: float = 0.1
     """Probability with which the bound may fail, in (0, 1)."""
 
@@ -80,21 +106,28 @@ class LogGrowth:
         if wrong:
             raise SurrogateError("expected " + "; ".join(wrong))
 
-    def __call__(self, n: int) -> float:
-        """Return beta after n observations."""
-        bound = self.n_candidates * max(n, 1) ** 2 * math.pi**2 / (6 * self.delta)
-        return self.scale * math.sqrt(2 * math.log(bound))
+    def given(self, data: Dataset) -> UCB:
+        """Return the bound for a surrogate that was fitted to these n ≥ 1 observations."""
+        bound = self.n_candidates * max(len(data), 1) ** 2 * math.pi**2 / (6 * self.delta)
+        return UCB(self.scale * math.sqrt(2 * math.log(bound)))
+
+    def __call__(
+        self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Raise SurrogateError: only `given` knows beta."""
+        raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
 
 
 @dataclass(frozen=True)
-class Decay:
-    """A beta that falls from `start` by half every `halving` observations: explores early, exploits late.
+class DecayingUCB:
+    """UCB whose beta falls by half every `halving` observations: explores early, exploits late.
 
     A rule of thumb without a guarantee: a campaign with a budget has nothing to learn for after its end.
     """
 
-    start: float
-    halving: int
+    start: float = 2.0
+    """beta before the first observation."""
+    halving: int = 128
     """Observations after which beta is half of what it was."""
 
     def __post_init__(self) -> None:
@@ -104,40 +137,18 @@ class Decay:
                 f"got start {self.start} and halving {self.halving}"
             )
 
-    def __call__(self, n: int) -> float:
-        """Return beta after n observations."""
-        return float(self.start * 0.5 ** (n / self.halving))
-
-
-@dataclass(frozen=True)
-class UCB:
-    """Upper confidence bound, mean + beta·std (GP-UCB, Srinivas et al. 2010, arXiv 0912.3995)."""
-
-    beta: float | LogGrowth | Decay = 1.0
-    """Multiplies the std itself; where a paper multiplies the std by √β, this is its √β.
-
-    A schedule makes it depend on the number of observations.
-    """
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.beta, LogGrowth | Decay) and not math.isfinite(self.beta):
-            raise SurrogateError(f"beta must be a finite number, got {self.beta}")
-
     def given(self, data: Dataset) -> UCB:
-        """Return the bound whose beta is what the schedule says after these observations."""
-        return UCB(self.beta(len(data))) if isinstance(self.beta, LogGrowth | Decay) else self
+        """Return the bound for a surrogate that was fitted to these observations."""
+        return UCB(float(self.start * 0.5 ** (len(data) / self.halving)))
 
     def __call__(
         self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """Return mean + beta·std. Raises SurrogateError while beta is a schedule."""
-        del island
-        if isinstance(self.beta, LogGrowth | Decay):
-            raise SurrogateError(
-                f"beta follows the schedule {self.beta}: call given(data) with the observations first"
-            )
-        posterior = surrogate.posterior(X)
-        return posterior.mean + self.beta * posterior.std
+        """Raise SurrogateError: only `given` knows beta."""
+        raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
+
+
+_WITHOUT_DATA = "the beta of {} depends on the number of observations: call given(data) with them first"
 
 
 @dataclass(frozen=True)

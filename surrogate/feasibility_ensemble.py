@@ -3,8 +3,9 @@
     p(feasible | x) = mean over members of σ( f_i(x) ),     f_i(x) = b + g_i(x) + prior_std·p_i(x),
 
 where g_i makes  Σ_j w_ij·softplus(-z_j·f_i(x_j))  small, z_j = ±1 being the label, b is the log-odds of the base
-rate, and p_i is a random network that is never trained. Members disagree away from the data, and the average of
-their probabilities is then neither 0 nor 1. Weights w_ij, rows held out, and where training stops are those of
+rate, and p_i is a random network that is never trained: away from the data members disagree for its sake. Far
+away all networks go on along straight lines; p is then the share of members whose line rises, 0 and 1 included,
+not the base rate to which a GP returns. Weights w_ij, rows held out, and where training stops are those of
 `surrogate.ensemble` and `surrogate.training`; what is judged is the log-probability of labels held out.
 
 Notation (code → above):  trained → g_i,  prior → p_i,  log_odds → b.  X is standardised.

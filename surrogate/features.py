@@ -203,7 +203,7 @@ class PrincipalComponents:
             return self.n_components
         share = singular.square().cumsum(0) / singular.square().sum()
         # rounding may leave the last sum below 1
-        return min(int((share < self.explained).sum()) + 1, len(singular))
+        return min(int((share < (self.explained or 1.0)).sum()) + 1, len(singular))
 
 
 def _columns(designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:

@@ -88,7 +88,7 @@ def log_h(u: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 _SERIES_BELOW = -100.0
-"""u below which 1 + u·m(u) is summed as a series, which then has 13 digits; the difference loses 4 + 2 log₁₀|u| digits."""
+"""u below which 1 + u·m(u) is summed as a series. There that has 13 digits; the difference loses 2·log₁₀|u| of 16."""
 
 
 class _LogH(Function):
@@ -112,7 +112,8 @@ class _LogH(Function):
         log_phi = -below.square() / 2 - math.log(2 * math.pi) / 2
         is_above = wide > -1
         ctx.save_for_backward(torch.where(is_above, Phi / h, mills / bracket))
-        return torch.where(is_above, h.log(), log_phi + bracket.log()).to(u.dtype)
+        value: Tensor = torch.where(is_above, h.log(), log_phi + bracket.log())
+        return value.to(u.dtype)
 
     @staticmethod
     @once_differentiable

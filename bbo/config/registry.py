@@ -37,6 +37,8 @@ REGISTRY: dict[str, dict[str, str]] = {
     "acquisition": {
         "mean": "surrogate.acquisition:Mean",
         "ucb": "surrogate.acquisition:UCB",
+        "growing_ucb": "surrogate.acquisition:GrowingUCB",
+        "decaying_ucb": "surrogate.acquisition:DecayingUCB",
         "thompson": "surrogate.acquisition:Thompson",
         "optimistic": "surrogate.acquisition:Optimistic",
         "log_ei": "surrogate.improvement:LogExpectedImprovement",

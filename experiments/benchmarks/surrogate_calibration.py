@@ -7,12 +7,12 @@ crps_*         continuous ranked probability score, in stds of the outcomes befo
 rmse_*         root mean square error of the mean, likewise
 
 airfoil        the campaign of `make demo` at its defaults; *_airfoil_ensemble: a deep ensemble on the same designs
-digits         64 features: scikit-learn's 8×8 digits and their size as JPEG. Each round draws 16 of those that are left,
-               without repetition, in proportion to exp(UCB / 0.02); *_digits_ensemble: a campaign of its own
+digits         64 features: scikit-learn's 8×8 digits and their size as JPEG. Each round draws 16 of those that are
+               left, without repetition, in proportion to exp(UCB / 0.02); *_digits_ensemble: a campaign of its own
 
-Predictions are of what is observed: their variance is that of the surrogate's belief plus that of the noise it learnt.
-Batches are chosen by the very beliefs that are tested, and for what these expect the most of, so that no coverage can be
-promised. All outcomes of all seeds count alike.
+Predictions are of what is observed: their variance is that of the surrogate's belief plus that of the noise it
+learnt. Batches are chosen by the very beliefs that are tested, and for what these expect the most of, so that no
+coverage can be promised. All outcomes of all seeds count alike.
 """
 
 from __future__ import annotations

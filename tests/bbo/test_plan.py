@@ -15,8 +15,12 @@ from smc.priors.training import TrainingSettings, train_denoiser
 from smc.resampling import stratified
 from smc.sampler import Guidance, SamplerConfig
 from smc.tempering import Adaptive
-from surrogate.acquisition import UCB
+from surrogate.acquisition import UCB, DecayingUCB, FeasibilityOnly, GrowingUCB, Optimistic
+from surrogate.auto import Auto, AutoFeasibility
+from surrogate.feasibility_ensemble import EnsembleFeasibility
 from surrogate.gp import ExactGP
+from surrogate.improvement import LogExpectedImprovement, LogProbabilityOfImprovement
+from surrogate.sparse_gp import SparseGP
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -117,7 +121,7 @@ def test_every_mistake_is_reported_at_once(tmp_path):
         "  method.sampler.guidance.max_drif: unknown key; did you mean 'max_drift'?",
         "  method.sampler.resampling: unknown value 'systemtic'; did you mean 'systematic'?",
         "  method.sampler.tempering: unknown type 'exponental'; did you mean 'exponential'?",
-        "  method.surrogate: needs a 'type'; known are gp, ensemble",
+        "  method.surrogate: needs a 'type'; known are gp, sparse_gp, ensemble, neural_linear, auto",
         "  oracle.alfa: unknown key; did you mean 'alpha'?",
         "  prior: unknown type 'denoisr'; did you mean 'denoiser'?",
     ]
@@ -196,3 +200,29 @@ def test_overrides_that_are_none(override):
 def test_a_missing_file_is_one_line():
     with pytest.raises(ConfigError, match=r"cannot read nowhere.yaml: No such file"):
         load_plan(Path("nowhere.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("surrogate: {type: sparse_gp, n_inducing: 64}", SteeredPrior(surrogate=SparseGP(n_inducing=64))),
+        ("surrogate: {type: auto, max_exact: 100}", SteeredPrior(surrogate=Auto(max_exact=100))),
+        ("acquisition: {type: log_ei}", SteeredPrior(acquisition=LogExpectedImprovement())),
+        ("acquisition: {type: log_pi, best: 2}", SteeredPrior(acquisition=LogProbabilityOfImprovement(2.0))),
+        ("acquisition: {type: optimistic}", SteeredPrior(acquisition=Optimistic())),
+        ("acquisition: {type: feasibility_only}", SteeredPrior(acquisition=FeasibilityOnly())),
+        ("acquisition: {type: ucb, beta: 2}", SteeredPrior(acquisition=UCB(2.0))),
+        (
+            "acquisition: {type: growing_ucb, n_candidates: 1000}",
+            SteeredPrior(acquisition=GrowingUCB(n_candidates=1000)),
+        ),
+        (
+            "acquisition: {type: decaying_ucb, start: 3, halving: 64}",
+            SteeredPrior(acquisition=DecayingUCB(start=3.0, halving=64)),
+        ),
+        ("feasibility: {type: ensemble, width: 32}", SteeredPrior(feasibility=EnsembleFeasibility(width=32))),
+        ("feasibility: {type: auto}", SteeredPrior(feasibility=AutoFeasibility())),
+    ],
+)
+def test_surrogates_acquisitions_and_feasibility_by_name(tmp_path, prior_file, text, expected):
+    assert load_plan(written(tmp_path, prior_file, f"method: {{{text}}}")).method == expected

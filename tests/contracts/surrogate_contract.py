@@ -194,7 +194,9 @@ class SurrogateContract:
         assert beyond.min() > at_data.median()
 
     def test_is_surer_with_more_data(self, recipe):
-        few, many = (recipe.fit(observations(n), generator=seeded()).posterior(queries(50)) for n in (20, 160))
+        few, many = (
+            recipe.fit(observations(n), generator=seeded()).posterior(queries(50)) for n in (20, 160)
+        )
         assert many.std.mean() < 0.8 * few.std.mean()
 
     def test_state_survives_saving_and_loading(self, fitted, tmp_path):

@@ -6,9 +6,9 @@ import torch
 from surrogate.acquisition import (
     UCB,
     Acquisition,
-    Decay,
+    DecayingUCB,
     FeasibilityOnly,
-    LogGrowth,
+    GrowingUCB,
     Mean,
     Optimistic,
     Thompson,
@@ -42,6 +42,8 @@ def gp():
     [
         Mean(),
         UCB(),
+        GrowingUCB(),
+        DecayingUCB(),
         Thompson(),
         Optimistic(),
         FeasibilityOnly(),
@@ -108,37 +110,34 @@ def test_feasibility_only_lets_gradients_through(gp):
 
 
 class TestSchedules:
-    def test_log_growth_is_that_of_gp_ucb(self):
+    def test_growing_is_gp_ucb(self):
         """beta² = 2·log(|D|·n²·π² / (6·delta)): the square of what multiplies the std."""
-        beta = LogGrowth(scale=1.0, n_candidates=1000, delta=0.05)
-        assert beta(20) ** 2 == pytest.approx(2 * math.log(1000 * 400 * math.pi**2 / 0.3))
-        assert LogGrowth(scale=0.5, n_candidates=1000, delta=0.05)(20) == pytest.approx(beta(20) / 2)
-        assert beta(0) == beta(1) < beta(2)
+        grown = GrowingUCB(scale=1.0, n_candidates=1000, delta=0.05).given(observations(20))
+        assert grown.beta**2 == pytest.approx(2 * math.log(1000 * 400 * math.pi**2 / 0.3))
+        half = GrowingUCB(scale=0.5, n_candidates=1000, delta=0.05).given(observations(20))
+        assert half.beta == pytest.approx(grown.beta / 2)
 
-    def test_decay_halves(self):
-        beta = Decay(start=3.0, halving=64)
-        assert [beta(0), beta(64), beta(128)] == [3.0, 1.5, 0.75]
+    def test_decaying_halves(self):
+        betas = [DecayingUCB(start=3.0, halving=32).given(observations(n)).beta for n in (2, 34, 66)]
+        assert betas[1:] == pytest.approx([betas[0] / 2, betas[0] / 4])
+        assert betas[0] == pytest.approx(3 * 0.5 ** (2 / 32))
 
-    @pytest.mark.parametrize("schedule", [LogGrowth(scale=0.3), Decay(start=3.0, halving=64)])
-    def test_ucb_follows_its_schedule(self, gp, schedule):
-        ucb = UCB(schedule)
-        fixed = ucb.given(observations(40))
-        assert fixed == UCB(schedule(40))
-        assert ucb.given(observations(41)) != fixed
-        with pytest.raises(SurrogateError, match=r"follows the schedule.*given\(data\)"):
+    @pytest.mark.parametrize("ucb", [GrowingUCB(), DecayingUCB()])
+    def test_has_no_beta_without_data(self, gp, ucb):
+        with pytest.raises(SurrogateError, match=r"number of observations: call given\(data\)"):
             ucb(gp, torch.zeros(2, 1), ISLANDS)
 
     @pytest.mark.parametrize(
         ("made", "said"),
         [
-            (lambda: LogGrowth(scale=-1.0), "scale finite and at least 0, got -1"),
-            (lambda: LogGrowth(scale=math.nan), "scale finite and at least 0, got nan"),
+            (lambda: GrowingUCB(scale=-1.0), "scale finite and at least 0, got -1"),
+            (lambda: GrowingUCB(scale=math.nan), "scale finite and at least 0, got nan"),
             (
-                lambda: LogGrowth(1.0, n_candidates=0, delta=1.0),
+                lambda: GrowingUCB(1.0, n_candidates=0, delta=1.0),
                 "of at least 1, got 0; delta between 0 and 1, got 1",
             ),
-            (lambda: Decay(start=math.inf, halving=1), "start inf"),
-            (lambda: Decay(start=1.0, halving=0), "halving 0"),
+            (lambda: DecayingUCB(start=math.inf, halving=1), "start inf"),
+            (lambda: DecayingUCB(start=1.0, halving=0), "halving 0"),
             (lambda: UCB(math.nan), "beta must be a finite number, got nan"),
         ],
     )

@@ -76,7 +76,10 @@ def test_recipes_give_frozen_differentiable_encoders_of_independent_rows(recipe)
 def test_no_designs_have_no_rows():
     designs = torch.randn(20, 2, 2, generator=seeded())
     for recipe in (Flatten(), Standardizer(), PrincipalComponents(3)):
-        assert recipe.fit(designs)(designs[:0]).shape == (0, 3 if isinstance(recipe, PrincipalComponents) else 4)
+        assert recipe.fit(designs)(designs[:0]).shape == (
+            0,
+            3 if isinstance(recipe, PrincipalComponents) else 4,
+        )
 
 
 def test_identity_takes_rows_only():
