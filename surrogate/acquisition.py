@@ -115,6 +115,7 @@ class GrowingUCB:
         self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """Raise SurrogateError: only `given` knows beta."""
+        del surrogate, X, island
         raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
 
 
@@ -145,6 +146,7 @@ class DecayingUCB:
         self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """Raise SurrogateError: only `given` knows beta."""
+        del surrogate, X, island
         raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
 
 

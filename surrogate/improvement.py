@@ -112,8 +112,8 @@ class _LogH(Function):
         log_phi = -below.square() / 2 - math.log(2 * math.pi) / 2
         is_above = wide > -1
         ctx.save_for_backward(torch.where(is_above, Phi / h, mills / bracket))
-        value: Tensor = torch.where(is_above, h.log(), log_phi + bracket.log())
-        return value.to(u.dtype)
+        value: Tensor = torch.where(is_above, h.log(), log_phi + bracket.log()).to(u.dtype)
+        return value
 
     @staticmethod
     @once_differentiable
