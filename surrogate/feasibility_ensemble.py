@@ -1,14 +1,15 @@
 """Feasibility by an ensemble of networks: as quick for ten thousand queries as for a hundred.
 
-    p(feasible | x) = mean over members of σ( f_i(x) ),     f_i(x) = b + g_i(x) + prior_std·p_i(x),
+    p(feasible | x) = mean over members of σ( b + α·f_i(x) ),     f_i(x) = g_i(x) + prior_std·p_i(x),
 
-where g_i makes  Σ_j w_ij·softplus(-z_j·f_i(x_j))  small, z_j = ±1 being the label, b is the log-odds of the base
-rate, and p_i is a random network that is never trained: away from the data members disagree for its sake. Far
+where g_i makes  Σ_j w_ij·softplus(-z_j·(b + f_i(x_j)))  small, z_j = ±1 being the label, b is the log-odds of the
+base rate, and p_i is a random network that is never trained: away from the data members disagree for its sake. Far
 away all networks go on along straight lines; p is then the share of members whose line rises, 0 and 1 included,
 not the base rate to which a GP returns. Weights w_ij, rows held out, and where training stops are those of
-`surrogate.ensemble` and `surrogate.training`; what is judged is the log-probability of labels held out.
+`surrogate.ensemble` and `surrogate.training`; what is judged is the log-probability of labels held out. It also
+decides the slope α, as in `surrogate.feasibility`: from few failures networks are far too sure of what they learnt.
 
-Notation (code → above):  trained → g_i,  prior → p_i,  log_odds → b.  X is standardised.
+Notation (code → above):  trained → g_i,  prior → p_i,  log_odds → b,  slope → α.  X is standardised.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ class EnsembleFeasibility:
             learning_rate=self.learning_rate,
             generator=generator,
         )
-        return FittedEnsembleFeasibility(x_scale, trained, prior, self.prior_std, log_odds)
+        values = trained(Z)[:, :, 0] + self.prior_std * prior(Z)[:, :, 0]
+        slope = _best_slope(values, log_odds, data.y.float(), is_out)
+        return FittedEnsembleFeasibility(x_scale, trained, prior, self.prior_std, log_odds, slope)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class FittedEnsembleFeasibility:
     prior_std: float
     log_odds: float
     """Of the base rate among the queries."""
+    slope: float
+    """How far members are believed, above 0."""
 
     def log_probability(self, X: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Return log p; where all members are sure of failure it stays finite and keeps its gradient.
@@ -118,8 +123,10 @@ class FittedEnsembleFeasibility:
         Raises SurrogateError when X does not have the d columns that were fitted.
         """
         Z = self.x_scale(X)
-        f = self.log_odds + self.trained(Z)[:, :, 0] + self.prior_std * self.prior(Z)[:, :, 0]
-        return torch.logsumexp(logsigmoid(f), 0) - math.log(self.trained.n_members)
+        f = self.trained(Z)[:, :, 0] + self.prior_std * self.prior(Z)[:, :, 0]
+        return torch.logsumexp(logsigmoid(self.log_odds + self.slope * f), 0) - math.log(
+            self.trained.n_members
+        )
 
 
 @dataclass(frozen=True)
@@ -142,5 +149,29 @@ class BernoulliNLL:
     def held_out_loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> float:
         """Return minus the log of the labels' probability, averaged over the members that left a row out."""
         f = outputs[:, :, 0] + self.untrained[:, rows]
-        p = pooled(torch.sigmoid(self.labels[rows] * f), self.is_out[:, rows])
-        return weighted(-p.clamp(min=torch.finfo(p.dtype).tiny).log(), torch.ones_like(p))
+        return _left_out_loss(f, self.labels[rows], self.is_out[:, rows])
+
+
+def _left_out_loss(
+    log_odds: Float[Tensor, "s b"], labels: Float[Tensor, " b"], is_out: Bool[Tensor, "s b"]
+) -> float:
+    """Return minus the log of what members that left a row out give its label, averaged over the rows."""
+    p = pooled(torch.sigmoid(labels * log_odds), is_out)
+    return weighted(-p.clamp(min=torch.finfo(p.dtype).tiny).log(), torch.ones_like(p))
+
+
+def _best_slope(
+    values: Float[Tensor, "s n"], log_odds: float, labels: Float[Tensor, " n"], is_out: Bool[Tensor, "s n"]
+) -> float:
+    """Return the α under which the labels, each left out, are most probable; 1 where none is.
+
+    log α has the prior N(0, 1), worth about one label: without it separable labels have no best slope.
+    """
+    if not is_out.any():
+        return 1.0
+
+    def loss(slope: float) -> float:
+        left_out = _left_out_loss(log_odds + slope * values, labels, is_out)
+        return float(len(labels) * left_out + math.log(slope) ** 2 / 2)
+
+    return min(torch.linspace(-4, 2, 61).exp().tolist(), key=loss)

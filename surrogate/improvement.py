@@ -101,15 +101,14 @@ class _LogH(Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, u: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        wide = u.double()
-        above, below = wide.clamp(min=-1), wide.clamp(max=-1)
-        phi, Phi = torch.exp(-above.square() / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(above)
-        h = phi + above * Phi
-        mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-below / math.sqrt(2))
-        t = below.clamp(max=_SERIES_BELOW).square().reciprocal()
+        wide = u.double()  # each of three forms is right in its own range, and infinite or NaN elsewhere
+        phi, Phi = torch.exp(-wide.square() / 2) / math.sqrt(2 * math.pi), torch.special.ndtr(wide)
+        h = phi + wide * Phi
+        mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-wide / math.sqrt(2))
+        t = wide.square().reciprocal()
         series = t * (1 - t * (3 - t * (15 - t * 105)))
-        bracket = torch.where(below < _SERIES_BELOW, series, 1 + below * mills)
-        log_phi = -below.square() / 2 - math.log(2 * math.pi) / 2
+        bracket = torch.where(wide < _SERIES_BELOW, series, 1 + wide * mills)
+        log_phi = -wide.square() / 2 - math.log(2 * math.pi) / 2
         is_above = wide > -1
         ctx.save_for_backward(torch.where(is_above, Phi / h, mills / bracket))
         value: Tensor = torch.where(is_above, h.log(), log_phi + bracket.log()).to(u.dtype)
@@ -118,7 +117,7 @@ class _LogH(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        (slope,) = ctx.saved_tensors
+        slope: Tensor = ctx.saved_tensors[0]
         return grad * slope.to(grad.dtype)
 
 

@@ -69,7 +69,9 @@ def test_p_is_the_average_over_members_computed_one_by_one(small):
 
     n_feasible = int(is_feasible(designs(40)).sum())
     odds = math.log((n_feasible + 1) / (41 - n_feasible))
-    p = torch.stack([torch.sigmoid(odds + one(small.trained, i) + one(small.prior, i)) for i in range(4)])
+    members = [one(small.trained, i) + one(small.prior, i) for i in range(4)]
+    p = torch.stack([torch.sigmoid(odds + small.slope * f) for f in members])
+    assert abs(small.slope - 1) > 0.05
     torch.testing.assert_close(small.log_probability(X), p.mean(0).log())
 
 
@@ -77,8 +79,9 @@ def test_prior_std_scales_what_is_not_trained():
     X, labels = designs(40), is_feasible(designs(40))
     half = dataclasses.replace(SMALL, prior_std=0.5).fit(X, labels, generator=seeded())
     Z = half.x_scale(X)
-    f = half.log_odds + half.trained(Z)[:, :, 0] + 0.5 * half.prior(Z)[:, :, 0]
-    torch.testing.assert_close(half.log_probability(X).exp(), torch.sigmoid(f).mean(0))
+    f = half.trained(Z)[:, :, 0] + 0.5 * half.prior(Z)[:, :, 0]
+    p = torch.sigmoid(half.log_odds + half.slope * f).mean(0)
+    torch.testing.assert_close(half.log_probability(X).exp(), p)
 
 
 @pytest.mark.parametrize(("n", "label", "expected"), [(0, True, 1 / 2), (1, True, 2 / 3), (8, False, 1 / 10)])
@@ -135,12 +138,19 @@ def test_survives_saving_and_loading(small, tmp_path):
     assert torch.equal(load(tmp_path).log_probability(designs(9)), small.log_probability(designs(9)))
 
 
-def test_held_out_rows_decide_when_to_stop():
+def test_labels_held_out_decide_how_far_members_are_believed():
     """Labels without any relation to X: what is trained on can be learnt by heart, what is held out cannot."""
     X, labels = designs(100), torch.rand(100, generator=seeded(7)) < 0.7
     made = EnsembleFeasibility().fit(X, labels, generator=seeded())
-    p = made.log_probability(designs(1000, seed=1)).exp()
-    assert p.std() < 0.22  # 0.32 at the last step
+    assert made.slope < 0.5
+    assert made.log_probability(designs(1000, seed=1)).exp().std() < 0.08
+    related = EnsembleFeasibility().fit(X, is_feasible(X), generator=seeded())
+    assert related.slope > 0.5
+
+
+def test_with_too_few_queries_to_leave_any_out_members_are_believed():
+    made = EnsembleFeasibility().fit(designs(6), torch.arange(6) < 3, generator=seeded())
+    assert made.slope == 1
 
 
 class TestBernoulliNLL:

@@ -7,7 +7,7 @@ import torch
 from surrogate.base import Dataset
 from surrogate.errors import SurrogateError
 from surrogate.gp import ExactGP, FittedGP
-from surrogate.sparse_gp import FittedSparseGP, SparseGP
+from surrogate.sparse_gp import NUGGET, FittedSparseGP, SparseGP
 from tests.contracts.surrogate_contract import SurrogateContract, observations, queries, seeded, wavy
 
 
@@ -74,6 +74,17 @@ def test_with_every_observation_inducing_it_is_the_exact_gp():
     X = torch.cat([queries(), data.X, 5 * data.X])
     torch.testing.assert_close(sparse.posterior(X).mean, exact.posterior(X).mean, atol=1e-4, rtol=0)
     torch.testing.assert_close(sparse.posterior(X).std, exact.posterior(X).std, atol=1e-4, rtol=0)
+
+
+def test_std_is_at_least_what_the_nugget_leaves():
+    X = torch.linspace(0, 1, 60, dtype=torch.float64).unsqueeze(1).repeat(1, 3)
+    data = Dataset(X, X[:, 0])
+    fitted = FittedSparseGP.condition(data, on_a_subset(data, 60, noise=1e-4))
+    std = fitted.posterior(X).std
+    assert std.min() > 0.5 * 1.5 * NUGGET**0.5
+    assert std.max() < 1e-2
+    rounded = dataclasses.replace(fitted, precision=(1 + 1e-5) * fitted.precision)
+    assert rounded.posterior(X).std.min() == pytest.approx(1.5e-6)
 
 
 def test_rows_beyond_the_inducing_points_teach():
