@@ -40,7 +40,7 @@ class Auto:
     changed the order enough to move a border.
     """
 
-    max_exact: int = 512
+    max_exact: int = 1000
     """Most observations that an exact GP is fitted to; so many are the inducing points of a sparse one."""
     max_sparse: int = 4000
     """Most observations that a sparse GP is fitted to."""

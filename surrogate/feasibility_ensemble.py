@@ -174,4 +174,5 @@ def _best_slope(
         left_out = _left_out_loss(log_odds + slope * values, labels, is_out)
         return float(len(labels) * left_out + math.log(slope) ** 2 / 2)
 
-    return min(torch.linspace(-4, 2, 61).exp().tolist(), key=loss)
+    slopes: list[float] = torch.linspace(-4, 2, 61).exp().tolist()
+    return min(slopes, key=loss)

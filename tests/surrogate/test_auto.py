@@ -26,9 +26,9 @@ class TestContract(SurrogateContract):
     ("n", "recipe"),
     [
         (2, ExactGP()),
-        (512, ExactGP()),
-        (513, SparseGP(n_inducing=512)),
-        (4000, SparseGP(n_inducing=512)),
+        (1000, ExactGP()),
+        (1001, SparseGP(n_inducing=1000)),
+        (4000, SparseGP(n_inducing=1000)),
         (4001, NeuralLinear()),
         (100_000, NeuralLinear()),
     ],
