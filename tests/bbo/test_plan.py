@@ -117,7 +117,7 @@ def test_every_mistake_is_reported_at_once(tmp_path):
         "  method.sampler.guidance.max_drif: unknown key; did you mean 'max_drift'?",
         "  method.sampler.resampling: unknown value 'systemtic'; did you mean 'systematic'?",
         "  method.sampler.tempering: unknown type 'exponental'; did you mean 'exponential'?",
-        "  method.surrogate: needs a 'type'; known are gp, ensemble",
+        "  method.surrogate: needs a 'type'; known are gp, ensemble, neural_linear",
         "  oracle.alfa: unknown key; did you mean 'alpha'?",
         "  prior: unknown type 'denoisr'; did you mean 'denoiser'?",
     ]
