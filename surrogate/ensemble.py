@@ -6,9 +6,11 @@
 p_i is a random network that is never trained. Where there are data g_i learns to cancel it, elsewhere it does
 not, so the members disagree away from data: randomised prior functions (Osband, Aslanides and Cassirer 2018,
 arXiv 1806.03335). Their own mean is taken out, which changes no std: the mean of a few random networks is far
-from 0, and the ensemble's mean would have to unlearn it. The weights w_ij are a Bayesian bootstrap (Rubin 1981): members disagree about noise, too.
-A quarter of each member's are 0, another quarter for each: on those rows the ensemble is judged while it is
-trained, and it stops where it predicts them best (`surrogate/training.py`).
+from 0, and the ensemble's mean would have to unlearn it.
+
+The weights w_ij are a Bayesian bootstrap (Rubin 1981): members disagree about noise, too. Of the rows that the
+ensemble is judged by while it is trained, each is kept from a quarter of the members (w_ij = 0), and training
+stops where those predict them best together (`surrogate/training.py`).
 
 Notation (code → above):  trained → g_i,  prior → p_i.  X and y are standardised.
 """

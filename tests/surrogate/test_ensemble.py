@@ -26,7 +26,7 @@ class TestContractOfTheOneThatLearnsNoise(SurrogateContract):
 
     @pytest.fixture
     def recipe(self):
-        return DeepEnsemble(width=32, learns_noise=True)
+        return DeepEnsemble(learns_noise=True)
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ class TestTrain:
         Z, y = problem()
         none = torch.zeros(2, len(y), dtype=torch.bool)
         short, long = (self.fitted(squared(y, none), Z, n_iterations=n)(Z).mean(0)[:, 0] for n in (5, 200))
-        assert (long - y).abs().mean() < 0.2 * (short - y).abs().mean()
+        assert (long - y).abs().mean() < 0.5 * (short - y).abs().mean()
 
     def test_divergence_is_a_fit_error(self):
         Z, y = problem()
