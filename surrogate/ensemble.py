@@ -1,12 +1,16 @@
 """Deep ensemble: independent networks, trained as one batched network, each a draw from the posterior.
 
-    f_i(x) = g_i(x) + prior_std·p_i(x),    g_i minimises Σ_j w_ij·(f_i(x_j) - y_j)²,    w_ij ~ Exp(1) or 0
+    f_i(x) = g_i(x) + prior_std·(p_i(x) - mean over i of p_i(x))
+    g_i minimises Σ_j w_ij·(f_i(x_j) - y_j)²,    w_ij ~ Exp(1) or 0
 
 p_i is a random network that is never trained. Where there are data g_i learns to cancel it, elsewhere it does
 not, so the members disagree away from data: randomised prior functions (Osband, Aslanides and Cassirer 2018,
-arXiv 1806.03335). The weights w_ij are a Bayesian bootstrap (Rubin 1981): members disagree about noise, too.
-A quarter of each member's are 0, another quarter for each: on those rows the ensemble is judged while it is
-trained, and it stops where it predicts them best (`surrogate/training.py`).
+arXiv 1806.03335). Their own mean is taken out, which changes no std: the mean of a few random networks is far
+from 0, and the ensemble's mean would have to unlearn it.
+
+The weights w_ij are a Bayesian bootstrap (Rubin 1981): members disagree about noise, too. Of the rows that the
+ensemble is judged by while it is trained, each is kept from a quarter of the members (w_ij = 0), and training
+stops where those predict them best together (`surrogate/training.py`).
 
 Notation (code → above):  trained → g_i,  prior → p_i.  X and y are standardised.
 """
@@ -27,6 +31,8 @@ from surrogate.training import GaussianNLL, SquaredError, held_out, train, varia
 
 MIN_NOISE = 1e-4
 """Variance, as a share of the variance of y, below which known noise makes no difference to a fit."""
+N_JUDGED = 128
+"""Rows that an ensemble is judged by while it is trained; each is kept from a quarter of the members."""
 REFIT_RATE = 0.25
 """Learning rate of a refit, as a share of a fit's: at the full rate its first steps throw away what was fitted."""
 
@@ -123,11 +129,9 @@ class DeepEnsemble:
         """Return the ensemble with its trained networks moved towards the data."""
         data = data.ordered()
         Z = start.x_scale(data.X.double()).float()
-        targets = (
-            start.y_scale(data.y.double()).float().squeeze(1) - start.prior_std * start.prior(Z)[:, :, 0]
-        )
+        targets = start.y_scale(data.y.double()).float().squeeze(1) - start.random(Z)
         reliability = _reliability(data, start.y_scale)
-        is_out = held_out(self.n_members, len(data), generator, Z.device)
+        is_out = held_out(self.n_members, len(data), N_JUDGED, generator, Z.device)
         draws = torch.rand(self.n_members, len(data), generator=generator, device=Z.device)
         weights = -torch.log1p(-draws) * reliability * ~is_out  # -log(1 - u) of a uniform u is Exp(1)
         criterion = GaussianNLL if self.learns_noise else SquaredError
@@ -165,20 +169,25 @@ class FittedEnsemble:
         depth = len(self.trained.weights) - 1
         return self.n_draws, first.shape[2], depth, last.shape[2] == 2, self.prior_std, first.shape[1]
 
+    def random(self, Z: Float[Tensor, "n d"]) -> Float[Tensor, "s n"]:
+        """Return the part of each member that is never trained, at standardised features, in units of std(y)."""
+        values = self.prior(Z)[:, :, 0]
+        return self.prior_std * (values - values.mean(0))
+
     def members(self, X: Float[Tensor, "n d"]) -> Float[Tensor, "s n"]:
         """Return every member at every row of X, on the scale of y, in the dtype of X, differentiable in X.
 
         Raises SurrogateError when X does not have the d columns that were fitted.
         """
         Z = self.x_scale(X)
-        values = self.trained(Z)[:, :, 0] + self.prior_std * self.prior(Z)[:, :, 0]
+        values = self.trained(Z)[:, :, 0] + self.random(Z)
         return self.y_scale.mean.to(X) + self.y_scale.std.to(X) * values
 
     def posterior(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return mean and (unbiased) std over the members at X, in the dtype of X, differentiable in X."""
         Z = self.x_scale(X)
         outputs = self.trained(Z)
-        values = outputs[:, :, 0] + self.prior_std * self.prior(Z)[:, :, 0]
+        values = outputs[:, :, 0] + self.random(Z)
         std = self.y_scale.std.to(X)
         noise_std = None
         if outputs.shape[2] == 2:

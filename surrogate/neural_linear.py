@@ -32,6 +32,8 @@ from surrogate.features import ROUNDING, Standardize
 from surrogate.network import Network, random_network
 from surrogate.training import SquaredError, held_out, train
 
+N_JUDGED = 2048
+"""Rows of which a quarter judges the networks; the last layer is conditioned on these as well."""
 MIN_NOISE_STD = 1e-3
 """Smallest noise that is known or learnt, as a share of the std of y: keeps A well conditioned."""
 N_NOISES = 25
@@ -86,7 +88,7 @@ class NeuralLinear:
         data = data.ordered()
         x_scale, y_scale = Standardize.fit(data.X), Standardize.fit(data.y)
         Z, y = x_scale(data.X.double()), y_scale(data.y.double()).squeeze(1)
-        (is_out,) = held_out(1, len(data), generator, Z.device)
+        (is_out,) = held_out(1, len(data), N_JUDGED, generator, Z.device)
         networks = self._trained(Z.float(), y.float(), is_out, generator)
         hidden = networks.hidden(Z)
         center, length = _scale(hidden)

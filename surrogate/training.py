@@ -24,8 +24,6 @@ from surrogate.network import Network
 N_FOLDS = 4
 MIN_ROWS = 2 * N_FOLDS
 """With fewer rows nothing is held out."""
-N_AUDITED = 512
-"""Most rows that the held-out error is measured on: it costs the same at any n."""
 STEPS_A_CHECK = 20
 MIN_VARIANCE = 1e-6
 """Smallest variance of noise that can be learnt, as a share of the variance of y."""
@@ -35,12 +33,17 @@ MIN_VARIANCE = 1e-6
 class Criterion(Protocol):
     """What training makes small."""
 
+    @property
+    def is_out(self) -> Bool[Tensor, "s n"]:
+        """Which rows each member is judged by, and not trained on."""
+        ...
+
     def loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> Float[Tensor, ""]:
         """Return the loss at these rows, summed over members: they do not interact."""
         ...
 
     def held_out_loss(self, outputs: Float[Tensor, "s b o"], rows: Int[Tensor, " b"]) -> float:
-        """Return the loss of the average over the members that were not trained on a row; NaN where none was."""
+        """Return the loss of the average over the members that each of these rows, all held out, was held out of."""
         ...
 
 
@@ -67,7 +70,7 @@ def train(
     optimizer = torch.optim.Adam(network.parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_iterations)
     rows = torch.arange(len(Z), device=Z.device)
-    audited = torch.randperm(len(Z), generator=generator, device=Z.device)[:N_AUDITED]
+    judged = criterion.is_out.any(0).nonzero().flatten()
     for step in range(1, n_iterations + 1):
         if len(Z) > batch_size:
             rows = torch.randint(len(Z), (batch_size,), generator=generator, device=Z.device)
@@ -77,27 +80,31 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        if step % STEPS_A_CHECK == 0 or step == n_iterations:
+        if len(judged) and (step % STEPS_A_CHECK == 0 or step == n_iterations):
             with torch.no_grad():
-                judged = criterion.held_out_loss(network(Z[audited]), audited)
-            if judged < least:  # never where it is NaN: nothing is held out
-                best, least = network.copy(), judged  # a copy: training goes on
+                held_out_loss = criterion.held_out_loss(network(Z[judged]), judged)
+            if held_out_loss < least:
+                best, least = network.copy(), held_out_loss  # a copy: training goes on
     if not all(tensor.isfinite().all() for tensor in network.parameters):
         raise FitError(f"training diverged: learning_rate {learning_rate} is too high for these data")
     return network.copy() if best is None else best
 
 
-def held_out(n_members: int, n: int, generator: Generator, device: torch.device) -> Bool[Tensor, "s n"]:
-    """Return which of n rows each member is not trained on: one in N_FOLDS, none where n is below MIN_ROWS.
+def held_out(
+    n_members: int, n: int, n_judged: int, generator: Generator, device: torch.device
+) -> Bool[Tensor, "s n"]:
+    """Return which of n rows each member is not trained on: none where n is below MIN_ROWS.
 
-    A row is left out by one member of each group of N_FOLDS, so by no two members of a group.
+    Of at most `n_judged` rows, drawn by chance, one in N_FOLDS is left out of each member, and each row by one
+    member of each group of N_FOLDS. So many rows suffice to judge by; the rest all members are trained on.
     """
     is_out = torch.zeros(n_members, n, dtype=torch.bool, device=device)
     if n < MIN_ROWS:
         return is_out
+    judged = torch.randperm(n, generator=generator, device=device)[:n_judged]
     for i in range(n_members):
         if i % N_FOLDS == 0:
-            order = torch.randperm(n, generator=generator, device=device)
+            order = judged[torch.randperm(len(judged), generator=generator, device=device)]
         is_out[i, order[i % N_FOLDS :: N_FOLDS]] = True
     return is_out
 
@@ -168,11 +175,10 @@ def variance_of(outputs: Float[Tensor, "s n o"]) -> Float[Tensor, "s n"]:
 
 
 def pooled(values: Float[Tensor, "s b"], is_out: Bool[Tensor, "s b"]) -> Float[Tensor, " b"]:
-    """Return the average over the members that left a row out; NaN where none did."""
+    """Return the average over the members that left a row out."""
     return (values * is_out).sum(0) / is_out.sum(0)
 
 
 def weighted(values: Float[Tensor, " b"], weights: Float[Tensor, " b"]) -> float:
-    """Return the weighted mean of the values that are not NaN."""
-    known = ~values.isnan()
-    return float((values[known] * weights[known]).sum() / weights[known].sum())
+    """Return the weighted mean."""
+    return float((values * weights).sum() / weights.sum())

@@ -26,7 +26,7 @@ class TestContractOfTheOneThatLearnsNoise(SurrogateContract):
 
     @pytest.fixture
     def recipe(self):
-        return DeepEnsemble(width=32, learns_noise=True)
+        return DeepEnsemble(learns_noise=True)
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def one_member(network, i, Z):
 def test_one_batched_network_is_its_members_one_by_one(small):
     data, X = observations(), queries()
     Z = (X - data.X.mean(0)) / data.X.std(0)
-    expected = torch.stack(
-        [one_member(small.trained, i, Z) + 2.5 * one_member(small.prior, i, Z) for i in range(3)]
+    trained, random = (
+        torch.stack([one_member(network, i, Z) for i in range(3)]) for network in (small.trained, small.prior)
     )
-    expected = data.y.mean() + data.y.std() * expected
+    expected = data.y.mean() + data.y.std() * (trained + 2.5 * (random - random.mean(0)))
     torch.testing.assert_close(small.members(X), expected)
     posterior = small.posterior(X)
     torch.testing.assert_close(posterior.mean, expected.mean(0))
@@ -59,7 +59,14 @@ def test_prior_std_scales_the_random_networks():
     half = dataclasses.replace(SMALL, prior_std=0.5).fit(observations(), generator=seeded())
     Z = half.x_scale(queries())
     standardised = (half.members(queries()) - observations().y.mean()) / observations().y.std()
-    torch.testing.assert_close(standardised - half.trained(Z)[:, :, 0], 0.5 * half.prior(Z)[:, :, 0])
+    torch.testing.assert_close(standardised - half.trained(Z)[:, :, 0], half.random(Z))
+    values = half.prior(Z)[:, :, 0]
+    torch.testing.assert_close(half.random(Z), 0.5 * (values - values.mean(0)))
+
+
+def test_random_networks_do_not_move_the_mean(small):
+    beyond = 100 * queries()
+    assert (small.random(beyond).mean(0).abs() < 1e-9 * small.random(beyond).abs().max()).all()
 
 
 def test_random_networks_have_a_std_near_1_at_the_data():
