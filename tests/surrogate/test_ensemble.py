@@ -108,6 +108,16 @@ def test_the_bootstrap_alone_makes_members_disagree_about_noise():
     assert noisy.posterior(X).std.median() > 3 * quiet.posterior(X).std.median()
 
 
+def test_weights_are_those_of_a_bayesian_bootstrap():
+    """Where all X are the same a member is a weighted mean of y, of variance var(y)/(n + 1) over the weights."""
+    y = torch.tensor([0.0, 1.0, 5.0, 2.0, -3.0, 0.5, 1.5], dtype=torch.float64)  # too few to hold some out
+    recipe = DeepEnsemble(n_members=400, width=4, prior_std=0.0)
+    data = Dataset(torch.ones(7, 2, dtype=torch.float64), y)
+    members = recipe.fit(data, generator=seeded()).members(data.X[:1])[:, 0]
+    assert members.mean().item() == pytest.approx(y.mean().item(), abs=0.15)
+    assert members.std().item() == pytest.approx((y.var(unbiased=False) / 8).sqrt().item(), rel=0.15)
+
+
 def beyond(data, radii):
     """Points in all directions, at so many times the distance of the outermost observation."""
     directions = torch.randn(100, data.X.shape[1], generator=seeded(5), dtype=torch.float64)
