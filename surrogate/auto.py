@@ -91,8 +91,8 @@ class Auto:
 class AutoFeasibility:
     """Recipe that fits what suits the number of queries: a GP, then an ensemble of networks."""
 
-    max_gp: int = 127
-    """Most queries that the GP is fitted to. With few failures networks are too sure, with more the GP learns less."""
+    max_gp: int = 255
+    """Most queries that the GP is fitted to: from fewer it learns more than networks, from more less."""
 
     def __post_init__(self) -> None:
         if self.max_gp < 0:
@@ -102,9 +102,9 @@ class AutoFeasibility:
         """Return which recipe fits the outcomes of n queries of d features, and why."""
         size = f"{n} queries of {d} features"
         if n <= self.max_gp:
-            return Choice(GPFeasibility(), f"GP: after {size} networks would be too sure of what they saw")
+            return Choice(GPFeasibility(), f"GP: from {size} it learns more than networks")
         return Choice(
-            EnsembleFeasibility(), f"ensemble: from {size} networks learn more, and in less time, than a GP"
+            EnsembleFeasibility(), f"ensemble: from {size} networks learn more than a GP, and in less time"
         )
 
     def fit(

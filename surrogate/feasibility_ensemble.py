@@ -27,7 +27,10 @@ from surrogate.errors import SurrogateError
 from surrogate.feasibility import ConstantFeasibility
 from surrogate.features import Standardize
 from surrogate.network import Network, random_network
-from surrogate.training import held_out, pooled, train, weighted
+from surrogate.training import held_out, pooled, train
+
+N_JUDGED = 512
+"""Most rows that are left out of some members: failures may be few, so more of them than for an outcome."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class EnsembleFeasibility:
             self.n_members, [Z.shape[1], self.width, self.width, 1], 0.0, generator, Z.device
         )
         log_odds = math.log(base_rate / (1 - base_rate))
-        is_out = held_out(self.n_members, n, generator, Z.device)
+        is_out = held_out(self.n_members, n, N_JUDGED, generator, Z.device)
         draws = torch.rand(self.n_members, n, generator=generator, device=Z.device)
         trained = train(
             blank,
@@ -157,7 +160,7 @@ def _left_out_loss(
 ) -> float:
     """Return minus the log of what members that left a row out give its label, averaged over the rows."""
     p = pooled(torch.sigmoid(labels * log_odds), is_out)
-    return weighted(-p.clamp(min=torch.finfo(p.dtype).tiny).log(), torch.ones_like(p))
+    return float(-p.clamp(min=torch.finfo(p.dtype).tiny).log().mean())
 
 
 def _best_slope(
@@ -167,12 +170,14 @@ def _best_slope(
 
     log α has the prior N(0, 1), worth about one label: without it separable labels have no best slope.
     """
-    if not is_out.any():
+    judged = is_out.any(0)
+    if not judged.any():
         return 1.0
 
     def loss(slope: float) -> float:
-        left_out = _left_out_loss(log_odds + slope * values, labels, is_out)
-        return float(len(labels) * left_out + math.log(slope) ** 2 / 2)
+        f = log_odds + slope * values[:, judged]
+        mean = _left_out_loss(f, labels[judged], is_out[:, judged])
+        return float(judged.sum() * mean + math.log(slope) ** 2 / 2)
 
     slopes: list[float] = torch.linspace(-4, 2, 61).exp().tolist()
     return min(slopes, key=loss)

@@ -76,10 +76,10 @@ def test_refuses_borders_in_the_wrong_order():
 
 class TestFeasibility:
     def test_chooses_by_n_and_says_why(self):
-        few, many = (AutoFeasibility().choose(n, 18) for n in (127, 128))
+        few, many = (AutoFeasibility().choose(n, 18) for n in (255, 256))
         assert (few.recipe, many.recipe) == (GPFeasibility(), EnsembleFeasibility())
-        assert "127 queries of 18 features" in few.reason
-        assert "128 queries of 18 features" in many.reason
+        assert "255 queries of 18 features" in few.reason
+        assert "256 queries of 18 features" in many.reason
 
     @pytest.mark.parametrize(("n", "fitted"), [(20, ProbitFeasibility), (21, FittedEnsembleFeasibility)])
     def test_fits_what_it_chooses(self, n, fitted):
