@@ -133,13 +133,13 @@ def _pool_campaign(recipe: SurrogateModel, seed: int, budget: int) -> list[Predi
     while len(chosen) < budget:
         surrogate = believed(recipe, X[chosen], sizes[chosen])
         with torch.no_grad():
-            new = _drawn(UCB()(surrogate, X, torch.zeros(len(X), dtype=torch.long)), chosen, generator)
+            new = drawn(UCB()(surrogate, X, torch.zeros(len(X), dtype=torch.long)), chosen, generator)
             batches.append(predicted(len(chosen), surrogate.posterior(X[new]), sizes[chosen], sizes[new]))
         chosen = torch.cat([chosen, new])
     return batches
 
 
-def _drawn(
+def drawn(
     utility: Float[Tensor, " n"], chosen: Int[Tensor, " m"], generator: torch.Generator
 ) -> Int[Tensor, " b"]:
     """Return a batch drawn ∝ exp(utility / KL_COEF) without replacement from what was not chosen (Gumbel top-k)."""
@@ -153,7 +153,7 @@ def _drawn(
 def figures_of(campaigns: list[list[Predicted]], name: str) -> dict[str, float]:
     """Return the figures of some campaigns, all their outcomes together."""
     scored = [
-        (batch, _baseline(batches[:i]))
+        (batch, baseline(batches[:i]))
         for batches in campaigns
         for i, batch in enumerate(batches)
         if batch.n_queries >= N_FIRST and len(batch.error) > 0
@@ -163,25 +163,25 @@ def figures_of(campaigns: list[list[Predicted]], name: str) -> dict[str, float]:
     constant = np.concatenate([np.full(len(batch.error), base) for batch, base in scored])
     return {
         f"coverage90_{name}": float(np.mean(np.abs(error) <= Z90 * std)),
-        f"nll_gain_{name}": float(np.mean(_nll(error, constant) - _nll(error, std))),
-        f"crps_{name}": float(np.mean(_crps(error, std))),
-        f"crps_baseline_{name}": float(np.mean(_crps(error, constant))),
+        f"nll_gain_{name}": float(np.mean(nll(error, constant) - nll(error, std))),
+        f"crps_{name}": float(np.mean(crps(error, std))),
+        f"crps_baseline_{name}": float(np.mean(crps(error, constant))),
         f"rmse_{name}": float(np.sqrt(np.mean(error**2))),
     }
 
 
-def _baseline(before: list[Predicted]) -> float:
+def baseline(before: list[Predicted]) -> float:
     errors = np.concatenate([batch.error for batch in before])[-N_ERRORS:]
     return float(np.sqrt(np.mean(errors**2)))
 
 
-def _nll(error: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def nll(error: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Return minus the log-density of N(0, std²) at each error."""
     scores: np.ndarray = 0.5 * (error / std) ** 2 + np.log(std) + 0.5 * math.log(2 * math.pi)
     return scores
 
 
-def _crps(error: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def crps(error: Float[np.ndarray, " n"], std: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Return the score of N(0, std²): std·(z·(2Φ(z) - 1) + 2φ(z) - 1/√π) (Gneiting and Raftery 2007)."""
     z = torch.from_numpy(error / std)
     phi = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
