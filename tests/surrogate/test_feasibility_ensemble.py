@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.nn.functional import linear, silu
 
+from surrogate import feasibility_ensemble
 from surrogate.errors import FitError, SurrogateError
 from surrogate.feasibility import ConstantFeasibility, Feasibility, FeasibilityModel, GPFeasibility
 from surrogate.feasibility_ensemble import BernoulliNLL, EnsembleFeasibility
 from surrogate.state import load, save
+from surrogate.training import train
 from tests.contracts.surrogate_contract import seeded
 
 SMALL = EnsembleFeasibility(n_members=4, width=8, n_iterations=5)
@@ -154,6 +156,23 @@ def test_labels_held_out_decide_how_far_members_are_believed():
 def test_with_too_few_queries_to_leave_any_out_members_are_believed():
     made = EnsembleFeasibility().fit(designs(6), torch.arange(6) < 3, generator=seeded())
     assert made.slope == 1
+
+
+def test_weights_are_a_bayesian_bootstrap_of_the_rows_a_member_is_trained_on(monkeypatch):
+    seen = []
+
+    def recorded(network, Z, criterion, **settings):
+        seen.append(criterion)
+        return train(network, Z, criterion, **settings)
+
+    monkeypatch.setattr(feasibility_ensemble, "train", recorded)
+    SMALL.fit(designs(600), is_feasible(designs(600)), generator=seeded())
+    (criterion,) = seen
+    assert torch.equal(criterion.weights == 0, criterion.is_out)
+    weights = criterion.weights[~criterion.is_out]
+    assert weights.mean().item() == pytest.approx(1, abs=0.1)
+    assert weights.std().item() == pytest.approx(1, abs=0.1)
+    assert weights.median().item() == pytest.approx(math.log(2), abs=0.1)
 
 
 class TestBernoulliNLL:
