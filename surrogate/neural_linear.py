@@ -11,7 +11,7 @@ their mean: it shrinks as 1/√n where the same is observed again.
 scaled to a squared length of 1 on average there, and a constant. What is centred once stays centred so: every
 later observation is seen through the same φ and the same scale of y, so that conditioning in two steps is
 conditioning in one. λ is not learnt: given features that were made for these data, the most probable λ is far
-too sure (measured: RMS z of 2 to 2.8 on a campaign's next batch, 0.8 to 1.3 with prior_std = 2.5).
+too sure (measured: RMS z of 2 to 2.8 on a campaign's next batch, 0.8 to 1.5 with prior_std = 2.5).
 
 Notation (code → above):  phi → φ,  factor → R with RᵀR = A,  evidence → Σ_j σ_j⁻² φ(x_j) y_j,
 prior_std → 1/√λ.  X and y are standardised.

@@ -1,10 +1,10 @@
 """Training of batched networks: Adam on minibatches, stopped where the error on what was held out is least.
 
-Every row is held out of some members and trained on by the others, as in a bootstrap, but evenly: the members
-come in groups of `N_FOLDS`, and each member of a group leaves another fold of the rows out. So the newest
-observation is always in the fit, and still every row is predicted by members that have not seen it. The error
-that decides is that of their average, because the average is what is used: alone, a member has few rows to
-judge its steps by, and stops too early (`experiments/benchmarks/README.md`, surrogate_cost).
+Rows are held out as by a bootstrap, but evenly: members come in groups of `N_FOLDS`, and each member of a group
+leaves another fold out. So every row is trained on by most members, the newest as well, and still predicted by
+some that have not seen it. What decides is the error of these together, because their average is what is used:
+alone, a member has few rows to judge its steps by, and stops too early (`experiments/benchmarks/README.md`,
+surrogate_cost).
 """
 
 from __future__ import annotations
