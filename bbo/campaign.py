@@ -32,7 +32,7 @@ from bbo.config.describe import (
 from bbo.config.secrets import secrets_of
 from bbo.desk import Asked
 from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
-from bbo.executor import Executor, LocalExecutor, standardized
+from bbo.executor import Executor, LocalExecutor
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import ask, run_round
 from bbo.opening import as_oracle, opened
@@ -120,7 +120,10 @@ class Campaign:
         }
         ledger = opened(Path(directory), settings, config, database)
         try:
-            executor = LocalExecutor(prior, encoder or standardized(prior, seed))
+            if encoder is None:
+                executor = LocalExecutor.standardising(prior, seed)
+            else:
+                executor = LocalExecutor(prior, encoder)
             campaign = cls(
                 ledger,
                 settings,
@@ -269,7 +272,7 @@ class Campaign:
         under_way = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
         pending = self.executor.encode(self.designs(under_way)) if under_way else None
         X = self.executor.encode(self.designs(answered))
-        return Observations.of(X, answered, self.settings.objective, pending)
+        return Observations.of(X, answered, self.settings.objective, pending, self.executor.covariance)
 
     def recalling(self, observed: Observations) -> Executor:
         """Return the executor, which keeps on disk what it samples from these observations until it is reserved."""

@@ -15,7 +15,7 @@ from bbo.potential import Potential
 from smc.prior import Prior
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig, sample
-from surrogate.features import Encoder, Standardize
+from surrogate.features import Encoder, Flatten, Standardize
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class Executor(Protocol):
         """Return the surrogate's features of designs."""
         ...
 
+    @property
+    def covariance(self) -> Float[Tensor, "d d"] | None:
+        """How features vary together over the prior's designs; None where that is not known."""
+        ...
+
+
+N_PRIOR_DRAWS = 1024
+"""Prior designs that decide how features are scaled."""
+
 
 @dataclass(frozen=True)
 class LocalExecutor:
@@ -51,6 +60,21 @@ class LocalExecutor:
 
     prior: Prior
     encoder: Encoder
+    covariance: Float[Tensor, "d d"] | None = None
+    """How features vary together over the prior's designs; None where that is not known."""
+
+    @classmethod
+    def standardising(cls, prior: Prior, seed: int) -> LocalExecutor:
+        """Return an executor whose features have mean 0 and std 1 over the prior's designs, and their covariance there.
+
+        The prior's, not the observations': features then mean the same in every round.
+        """
+        plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
+        request = SampleRequest(plain, seeds.derive(seed, "features"))
+        drawing = cls(prior, encoder=Flatten())
+        designs = drawing.decode(drawing.sample(None, [request])[0].x0)
+        encoder = Standardize.fit(designs)
+        return cls(prior, encoder, encoder(designs.double()).T.cov())
 
     def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
         """Return the weighted samples of each shard, in order; None samples the prior itself."""
@@ -75,18 +99,3 @@ class LocalExecutor:
         """Return the surrogate's features of designs."""
         with torch.no_grad():
             return self.encoder(designs)
-
-
-N_PRIOR_DRAWS = 1024
-"""Prior designs that decide how features are scaled."""
-
-
-def standardized(prior: Prior, seed: int) -> Standardize:
-    """Return the encoder that gives features mean 0 and std 1 over the prior's designs.
-
-    The prior's, not the observations': features then mean the same in every round.
-    """
-    plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
-    request = SampleRequest(plain, seeds.derive(seed, "features"))
-    executor = LocalExecutor(prior, encoder=Standardize(torch.zeros(1), torch.ones(1)))
-    return Standardize.fit(executor.decode(executor.sample(None, [request])[0].x0))

@@ -46,6 +46,11 @@ class Potential:
         return utility / self.kl_coef
 
     def predicted(self, X: Float[Tensor, "n d"]) -> Posterior:
-        """Return the belief about each row on the scale of the outcomes, in float64."""
-        standardised = self.surrogate.posterior(X.double())
-        return Posterior(self.y_mean + self.y_std * standardised.mean, self.y_std * standardised.std)
+        """Return the belief about what each row's evaluation will say, in float64, on the scale of the outcomes: the
+        std has the noise in it that the surrogate has learnt.
+        """
+        believed = self.surrogate.posterior(X.double())
+        variance = believed.std.square()
+        if believed.noise_std is not None:
+            variance = variance + believed.noise_std.square()
+        return Posterior(self.y_mean + self.y_std * believed.mean, self.y_std * variance.sqrt())

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bbo.executor import Executor
+from bbo.hindsight import Hindsight, in_hindsight
 from bbo.ledger import Query, QueryState
 from surrogate.base import Dataset, Posterior
 
@@ -30,6 +31,10 @@ class Observations:
     pending: Float[Tensor, "m d"] | None = None
     """Features of designs that are being evaluated, or may have been: nothing is known of them yet, and nobody
     needs them proposed again. None where there are none."""
+    covariance: Float[Tensor, "d d"] | None = None
+    """How features vary together over the prior's designs; None where nobody looked."""
+    rounds: tuple[Hindsight, ...] = ()
+    """What earlier rounds predicted, held against the answers."""
 
     @classmethod
     def none(cls) -> Observations:
@@ -44,6 +49,7 @@ class Observations:
         queries: Sequence[Query],
         objective: str,
         pending: Float[Tensor, "m d"] | None,
+        covariance: Float[Tensor, "d d"] | None,
     ) -> Observations:
         """Return the answers to these queries, whose features are X; noise where it is known of every outcome."""
         done = [q.evaluation for q in queries if q.evaluation is not None and q.evaluation.error is None]
@@ -54,7 +60,13 @@ class Observations:
             y=torch.tensor([e.outcomes[objective] for e in done], dtype=torch.float64),
             noise_std=torch.tensor(noise, dtype=torch.float64) if done and len(noise) == len(done) else None,
             pending=pending,
+            covariance=covariance,
+            rounds=in_hindsight(queries, objective),
         )
+
+    def proposed(self) -> Float[Tensor, "k d"]:
+        """Return the features of all designs that nobody needs proposed again."""
+        return self.X if self.pending is None else torch.cat([self.X, self.pending])
 
     def standardised(self) -> tuple[Dataset, float, float]:
         """Return the feasible rows with outcomes of mean 0 and std 1, and the mean and std they had.
@@ -63,7 +75,8 @@ class Observations:
         """
         y_mean, y_std = float(self.y.mean()), float(self.y.std()) or 1.0
         noise_std = None if self.noise_std is None else self.noise_std / y_std
-        return Dataset(self.X[self.is_feasible], (self.y - y_mean) / y_std, noise_std), y_mean, y_std
+        data = Dataset(self.X[self.is_feasible], (self.y - y_mean) / y_std, noise_std, self.covariance)
+        return data, y_mean, y_std
 
 
 @dataclass(frozen=True)

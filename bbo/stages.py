@@ -49,6 +49,11 @@ class RecallingExecutor:
         """Return the surrogate's features of designs."""
         return self.executor.encode(designs)
 
+    @property
+    def covariance(self) -> Float[Tensor, "d d"] | None:
+        """How features vary together over the prior's designs; None where that is not known."""
+        return self.executor.covariance
+
     def _shard(self, potential: Potential | None, request: SampleRequest) -> SMCResult:
         path = (
             self.folder / f"{digest(self.context, torch.__version__, _PARTS, potential, request)}.safetensors"

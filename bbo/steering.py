@@ -1,13 +1,14 @@
 """The method of this framework: sample the prior, steered by what was observed.
 
-What `propose` does, in order: observations → fit → potential → sample → select.
+What `propose` does, in order: observations → fit → temper → sample → select.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,13 +21,17 @@ from bbo.errors import ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.selection import Pick, draw_from_islands
+from bbo.selection import Draws, Pick, Pool, Selection
+from bbo.spread import most_telling
+from bbo.temperature import Budgeted, kl_from_prior
+from smc.errors import SamplerError
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
 from smc.tempering import Exponential
-from surrogate.acquisition import UCB, Acquisition, Thompson
-from surrogate.base import Dataset, Surrogate, SurrogateModel
-from surrogate.feasibility import FeasibilityModel, GPFeasibility
+from surrogate.acquisition import Acquisition, DecayingUCB, Thompson
+from surrogate.auto import Auto, AutoFeasibility
+from surrogate.base import Dataset, SupportsRefit, Surrogate, SurrogateModel
+from surrogate.feasibility import FeasibilityModel
 from surrogate.gp import ExactGP
 
 
@@ -37,22 +42,31 @@ class SteeredPrior:
     The prior itself is never changed. As long as fewer than two designs have an outcome, it is sampled as it is.
     """
 
-    surrogate: SurrogateModel = ExactGP()  # noqa: RUF009
-    acquisition: Acquisition = UCB()  # noqa: RUF009
-    feasibility: FeasibilityModel | None = GPFeasibility()  # noqa: RUF009
+    surrogate: SurrogateModel = Auto()  # noqa: RUF009
+    acquisition: Acquisition = DecayingUCB()  # noqa: RUF009
+    feasibility: FeasibilityModel | None = AutoFeasibility()  # noqa: RUF009
     """None ignores which designs failed."""
-    kl_coef: float = 0.02
-    """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior."""
+    kl_coef: float | Literal["auto"] = "auto"
+    """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior. "auto"
+    finds in every round the one that spends the KL budget of `temperature`."""
+    temperature: Budgeted = Budgeted()  # noqa: RUF009
+    """How far "auto" goes from the prior; without it this has no effect."""
     sampler: SamplerConfig = SamplerConfig(tempering=Exponential())  # noqa: RUF009
     """Islands, particles and rules of each shard."""
     n_shards: int = 1
     """Groups of islands that can be sampled in different places; part of the result, unlike the places."""
+    selection: Selection = Draws()  # noqa: RUF009
+    """How the batch is chosen from the particles."""
+    n_opening: int = 16
+    """How many prior samples each design of the first batch is chosen from, so that together they tell the most
+    about the prior's designs; 1 takes the samples as they come."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.kl_coef < math.inf:
-            raise ConfigError(f"kl_coef must be a finite number above 0, got {self.kl_coef}")
-        if self.n_shards < 1:
-            raise ConfigError(f"n_shards must be at least 1, got {self.n_shards}")
+        if self.kl_coef != "auto" and not 0 < self.kl_coef < math.inf:
+            raise ConfigError(f'kl_coef must be a finite number above 0 or "auto", got {self.kl_coef}')
+        for name in ("n_shards", "n_opening"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if isinstance(self.acquisition, Thompson) and isinstance(self.surrogate, ExactGP):
             raise ConfigError(
                 "Thompson follows draws of the surrogate, which ExactGP has none of; use DeepEnsemble"
@@ -61,31 +75,86 @@ class SteeredPrior:
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
     ) -> Candidates:
-        """Return n candidates: fit → potential → sample → select."""
+        """Return n candidates: fit → temper → sample → select."""
         if len(observed.y) < 2:
             return self._propose_from_prior(executor, n, seed, stage)
         with stage("fit"):
             potential = self.fit(observed, seed)
+        with stage("temper"):
+            potential = self._tempered(potential, observed, executor, seed)
         requests = self._requests(seed)
         with stage("sample"):
             results = executor.sample(potential, requests)
         with stage("select"):
-            picks = draw_from_islands(results, n, seeds.generator(seed, "select"))
+            designs = executor.decode(torch.cat([result.x0 for result in results]))
+            pool = Pool.of(results, designs, executor.encode(designs), observed.proposed())
+            picks = self.selection(
+                pool, n, self._believing(potential, observed, seed), seeds.generator(seed, "select")
+            )
             return _candidates(picks, requests, results, executor, potential)
 
     def fit(self, observed: Observations, seed: int) -> Potential:
-        """Return what the round believes and wants. Raises FitError when the surrogate cannot be fitted."""
+        """Return what the round believes and wants, at a kl_coef of 1 where it is to be found.
+
+        Raises FitError when the surrogate cannot be fitted.
+        """
         data, y_mean, y_std = observed.standardised()
         surrogate = self.surrogate.fit(data, generator=seeds.generator(seed, "surrogate"))
         if observed.pending is not None:
-            believed = _believing(data, surrogate, observed.pending)
-            surrogate = self.surrogate.fit(believed, generator=seeds.generator(seed, "surrogate"))
+            surrogate = self._conditioned(surrogate, data, observed.pending, seed)
         feasibility = None
         if self.feasibility is not None:
             feasibility = self.feasibility.fit(
                 observed.X, observed.is_feasible, generator=seeds.generator(seed, "feasibility")
             )
-        return Potential(surrogate, self.acquisition, self.kl_coef, y_mean, y_std, feasibility)
+        kl_coef = 1.0 if self.kl_coef == "auto" else self.kl_coef
+        return Potential(surrogate, self.acquisition.given(data), kl_coef, y_mean, y_std, feasibility)
+
+    def _tempered(
+        self, potential: Potential, observed: Observations, executor: Executor, seed: int
+    ) -> Potential:
+        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard."""
+        if self.kl_coef != "auto":
+            return potential
+        n_islands = math.ceil(self.sampler.n_islands / 4)
+        request = SampleRequest(replace(self.sampler, n_islands=n_islands), seeds.derive(seed, "temper"))
+
+        def measure(kl_coef: float) -> float:
+            try:
+                return kl_from_prior(executor.sample(replace(potential, kl_coef=kl_coef), [request]))
+            except SamplerError:  # nobody is left: there is nothing of this target where the prior is
+                return math.inf
+
+        nats = self.temperature.nats(len(observed.is_feasible), observed.rounds)
+        return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
+
+    def _conditioned(
+        self, surrogate: Surrogate, data: Dataset, pending: Float[Tensor, "m d"], seed: int
+    ) -> Surrogate:
+        """Return the surrogate as if its own mean had been observed at the pending designs."""
+        believed, generator = _believed(data, surrogate, pending), seeds.generator(seed, "surrogate")
+        if isinstance(self.surrogate, SupportsRefit):
+            return self.surrogate.refit(surrogate, believed, generator=generator)
+        return self.surrogate.fit(believed, generator=generator)
+
+    def _believing(
+        self, potential: Potential, observed: Observations, seed: int
+    ) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+        """Return how the utility changes with designs that are as good as observed."""
+
+        def believe(picked: Float[Tensor, "k d"]) -> Callable[[Tensor], Tensor]:
+            pending = picked if observed.pending is None else torch.cat([observed.pending, picked])
+            data = observed.standardised()[0]
+            surrogate = self._conditioned(potential.surrogate, data, pending, seed)
+            conditioned = replace(potential, surrogate=surrogate)
+
+            def utility(X: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+                with torch.no_grad():
+                    return conditioned(X, torch.zeros(len(X), dtype=torch.long))
+
+            return utility
+
+        return believe
 
     def _requests(self, seed: int) -> list[SampleRequest]:
         return [
@@ -94,15 +163,19 @@ class SteeredPrior:
         ]
 
     def _propose_from_prior(self, executor: Executor, n: int, seed: int, stage: Stage) -> Candidates:
-        plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=self.sampler.max_batch)
+        plain = SamplerConfig(
+            n_islands=n * self.n_opening, n_particles=1, guidance=None, max_batch=self.sampler.max_batch
+        )
         requests = [SampleRequest(plain, seeds.derive(seed, "sample", 0))]
         with stage("sample"):
             results = executor.sample(None, requests)
-        picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
-        return _candidates(picks, requests, results, executor, None)
+        with stage("select"):
+            X = executor.encode(executor.decode(results[0].x0))
+            picks = [Pick(shard=0, island=row, row=row) for row in most_telling(X, n)]
+            return _candidates(picks, requests, results, executor, None)
 
 
-def _believing(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:
+def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:
     """Return the data with the surrogate's mean at the pending designs added as if it had been observed there.
 
     A fit to them keeps the mean and takes the uncertainty away, and with it the reason to propose such designs
@@ -114,7 +187,8 @@ def _believing(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"
     noise_std = data.noise_std
     if noise_std is not None:
         noise_std = torch.cat([noise_std, noise_std.median().expand(len(y))])
-    return Dataset(torch.cat([data.X, pending.to(data.X)]), torch.cat([data.y, y.to(data.y)]), noise_std)
+    X, y = torch.cat([data.X, pending.to(data.X)]), torch.cat([data.y, y.to(data.y)])
+    return replace(data, X=X, y=y, noise_std=noise_std)
 
 
 def _candidates(
@@ -135,6 +209,7 @@ def _candidates(
             "island": p.island,
             "row": p.row,
             "descent": descent(results[p.shard], p.row),
+            **({} if potential is None else {"kl_coef": potential.kl_coef}),
         }
         for p in picks
     ]
@@ -148,5 +223,11 @@ def _candidates(
                 provenance, potential.feasibility.log_probability(X).tolist(), strict=True
             ):
                 told["log_p_feasible"] = log_p
-    summary = {"belief": digest(potential), "y_std": potential.y_std, **summarise(results)}
+    summary = {
+        "belief": digest(potential),
+        "y_std": potential.y_std,
+        "kl_coef": potential.kl_coef,
+        "kl_nats": kl_from_prior(results),
+        **summarise(results),
+    }
     return Candidates(x0, designs, provenance, predicted, summary, traces(results))

@@ -121,26 +121,25 @@ class GrowingUCB:
 
 @dataclass(frozen=True)
 class DecayingUCB:
-    """UCB whose beta falls by half every `halving` observations: explores early, exploits late.
+    """UCB whose beta falls as start / (1 + n / half) after n observations: explores early, exploits late.
 
     A rule of thumb without a guarantee: a campaign with a budget has nothing to learn for after its end.
     """
 
-    start: float = 2.0
+    start: float = 1.5
     """beta before the first observation."""
-    halving: int = 128
-    """Observations after which beta is half of what it was."""
+    half: int = 64
+    """Observations after which beta is half of that."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.start) and self.halving >= 1):
+        if not (math.isfinite(self.start) and self.half >= 1):
             raise SurrogateError(
-                "expected a finite start and a halving of at least 1, "
-                f"got start {self.start} and halving {self.halving}"
+                f"expected a finite start and a half of at least 1, got start {self.start} and half {self.half}"
             )
 
     def given(self, data: Dataset) -> UCB:
         """Return the bound for a surrogate that was fitted to these observations."""
-        return UCB(float(self.start * 0.5 ** (len(data) / self.halving)))
+        return UCB(self.start / (1 + len(data) / self.half))
 
     def __call__(
         self, surrogate: Surrogate, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]

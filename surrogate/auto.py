@@ -12,11 +12,11 @@ from typing import Generic, TypeVar
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from surrogate.averaged_gp import AveragedGP
 from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.errors import SurrogateError
 from surrogate.feasibility import Feasibility, FeasibilityModel, GPFeasibility
 from surrogate.feasibility_ensemble import EnsembleFeasibility
-from surrogate.gp import ExactGP
 from surrogate.neural_linear import FittedNeuralLinear, NeuralLinear
 from surrogate.sparse_gp import SparseGP
 
@@ -56,7 +56,9 @@ class Auto:
         """Return which recipe fits n observations of d features, and why."""
         size = f"{n} observations of {d} features"
         if n <= self.max_exact:
-            return Choice(ExactGP(), f"exact GP: of {size} it predicts best, and a fit takes seconds")
+            return Choice(
+                AveragedGP(), f"exact GPs, averaged: of {size} they predict best, and a fit takes seconds"
+            )
         if n <= self.max_sparse:
             return Choice(
                 SparseGP(n_inducing=self.max_exact),

@@ -6,7 +6,7 @@ things have a posterior, so nothing can be asked before it was fitted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,8 @@ class Dataset:
     """Outcomes, larger is better, on the user's scale."""
     noise_std: Float[Tensor, " n"] | None = None
     """Known standard deviation of each outcome's noise, on the scale of y; None where it is to be learnt."""
+    covariance: Float[Tensor, "d d"] | None = None
+    """How features vary together over all plausible designs, observed or not; None where that is not known."""
 
     def __post_init__(self) -> None:
         if self.X.ndim != 2 or self.y.shape != self.X.shape[:1]:
@@ -37,6 +39,11 @@ class Dataset:
         if self.noise_std is not None and self.noise_std.shape != self.y.shape:
             expected, got = tuple(self.y.shape), tuple(self.noise_std.shape)
             raise FitError(f"expected noise_std of shape {expected}, got {got}")
+        d = self.X.shape[1]
+        if self.covariance is not None and self.covariance.shape != (d, d):
+            raise FitError(f"expected a covariance of shape {(d, d)}, got {tuple(self.covariance.shape)}")
+        if self.covariance is not None and not self.covariance.isfinite().all():
+            raise FitError("expected a finite covariance of the features, got one with inf or NaN in it")
         wrong = {"X is not finite": ~self.X.isfinite().all(1), "y is not finite": ~self.y.isfinite()}
         if self.noise_std is not None:
             is_std = self.noise_std.isfinite() & (self.noise_std >= 0)
@@ -55,9 +62,12 @@ class Dataset:
             [*noise, self.y.double(), *self.X.double().T.flip(0)]
         )  # the last key decides first
         order = torch.from_numpy(np.lexsort(keys.cpu().numpy())).to(self.X.device)
-        return Dataset(
-            self.X[order], self.y[order], None if self.noise_std is None else self.noise_std[order]
-        )
+        return self.rows(order)
+
+    def rows(self, which: Int[Tensor, " k"]) -> Dataset:
+        """Return these observations, in this order."""
+        noise_std = None if self.noise_std is None else self.noise_std[which]
+        return replace(self, X=self.X[which], y=self.y[which], noise_std=noise_std)
 
 
 def _rows(where: Bool[Tensor, " n"]) -> str:

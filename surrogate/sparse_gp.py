@@ -23,7 +23,8 @@ from torch import Generator, Tensor
 from surrogate.base import Dataset, Posterior
 from surrogate.errors import FitError, SurrogateError
 from surrogate.features import Standardize
-from surrogate.gp import MIN_NOISE, MIN_VARIANCE, ExactGP, FittedGP, correlation, quadratic_form
+from surrogate.gp import MIN_NOISE, MIN_VARIANCE, ExactGP, FittedGP
+from surrogate.kernels import Kernel, quadratic_form
 
 NUGGET = 1e-6
 """Added to the variances of f(U), relative to the prior's: K_uu of points close together stays factorisable."""
@@ -66,15 +67,14 @@ class SparseGP:
         data = data.ordered()
         order = torch.randperm(len(data), generator=generator, device=generator.device)
         inducing = order[: self.n_inducing].sort().values.to(data.X.device)
-        noise_std = None if data.noise_std is None else data.noise_std[inducing]
-        subset = Dataset(data.X[inducing], data.y[inducing], noise_std)
-        return FittedSparseGP.condition(data, self._exact.fit(subset, generator=generator))
+        return FittedSparseGP.condition(data, self._exact.fit(data.rows(inducing), generator=generator))
 
 
 @dataclass(frozen=True)
 class FittedSparseGP:
     """A sparse GP conditioned on its data, in float64. It holds the inducing points, not the observations."""
 
+    kernel: Kernel
     x_mean: Float[Tensor, " d"]
     """Centre of the features."""
     lengthscale: Float[Tensor, " d"]
@@ -100,11 +100,14 @@ class FittedSparseGP:
         FitError where the covariance of the inducing points cannot be factorised.
         """
         noise_std = _noise_std(data, exact)
-        factors = _Factors.of(exact.anchors, _scaled(exact, data.X), noise_std / exact.prior_std)
+        factors = _Factors.of(
+            exact.kernel, exact.anchors, _scaled(exact, data.X), noise_std / exact.prior_std
+        )
         told = factors.told((data.y.double() - exact.prior_mean) / (noise_std / exact.prior_std))
         identity = torch.eye(len(exact.anchors), dtype=torch.float64, device=told.device)
         inverse = torch.linalg.solve_triangular(factors.root, identity, upper=False)
         return cls(
+            exact.kernel,
             exact.x_mean,
             exact.lengthscale,
             exact.prior_mean,
@@ -122,7 +125,7 @@ class FittedSparseGP:
         """
         if X.shape[1:] != self.x_mean.shape:
             raise SurrogateError(f"expected {len(self.x_mean)} features as in the fit, got {X.shape[1]}")
-        k = correlation(_scaled(self, X), self.inducing)
+        k = self.kernel(_scaled(self, X), self.inducing)
         mean = self.prior_mean + k @ self.weights
         unexplained = 1 - quadratic_form(k, self.precision)
         std = self.prior_std * unexplained.clamp(min=MIN_VARIANCE).sqrt()
@@ -145,15 +148,17 @@ class _Factors:
     """The lower triangular root of I + V Vᵀ."""
 
     @classmethod
-    def of(cls, U: Float[Tensor, "m d"], Z: Float[Tensor, "n d"], noise_std: Float[Tensor, " n"]) -> _Factors:
+    def of(
+        cls, kernel: Kernel, U: Float[Tensor, "m d"], Z: Float[Tensor, "n d"], noise_std: Float[Tensor, " n"]
+    ) -> _Factors:
         """Return the factors for observations at Z, everything relative to lengthscales and prior_std."""
         identity = torch.eye(len(U), dtype=U.dtype, device=U.device)
-        root, failed = torch.linalg.cholesky_ex(correlation(U, U) + NUGGET * identity)
+        root, failed = torch.linalg.cholesky_ex(kernel(U, U) + NUGGET * identity)
         if failed.item():
             raise FitError(
                 f"the covariance of the {len(U)} inducing points is singular: expected finite features"
             )
-        whitened = torch.linalg.solve_triangular(root, correlation(U, Z), upper=False) / noise_std
+        whitened = torch.linalg.solve_triangular(root, kernel(U, Z), upper=False) / noise_std
         return cls(root, whitened, torch.linalg.cholesky(identity + whitened @ whitened.T))
 
     def told(self, residual: Float[Tensor, " n"]) -> Float[Tensor, " m"]:

@@ -30,6 +30,7 @@ from bbo.config.plugins import Plugin
 from bbo.config.registry import REGISTRY, resolve
 from bbo.config.secrets import revealed
 from bbo.config.user_code import load_attribute
+from bbo.selection import Selection
 from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
@@ -41,11 +42,14 @@ from smc.twist import Twist
 from surrogate.acquisition import Acquisition
 from surrogate.base import SurrogateModel
 from surrogate.feasibility import FeasibilityModel
+from surrogate.kernels import Kernel
 
 KINDS: dict[Any, str] = {
     SurrogateModel: "surrogate",
     Acquisition: "acquisition",
     FeasibilityModel: "feasibility",
+    Kernel: "kernel",
+    Selection: "selection",
     Tempering: "tempering",
     Resampling: "resampling",
     Twist: "twist",

@@ -29,6 +29,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     "method": {"steered_prior": "bbo.steering:SteeredPrior"},
     "surrogate": {
         "gp": "surrogate.gp:ExactGP",
+        "averaged_gp": "surrogate.averaged_gp:AveragedGP",
         "sparse_gp": "surrogate.sparse_gp:SparseGP",
         "ensemble": "surrogate.ensemble:DeepEnsemble",
         "neural_linear": "surrogate.neural_linear:NeuralLinear",
@@ -49,6 +50,12 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gp": "surrogate.feasibility:GPFeasibility",
         "ensemble": "surrogate.feasibility_ensemble:EnsembleFeasibility",
         "auto": "surrogate.auto:AutoFeasibility",
+    },
+    "kernel": {"matern52": "surrogate.kernels:Matern52", "rbf": "surrogate.kernels:RBF"},
+    "selection": {
+        "draws": "bbo.selection:Draws",
+        "best": "bbo.selection:Best",
+        "conditioned": "bbo.selection:Conditioned",
     },
     "twist": {
         "posterior_variance": "smc.twist:PosteriorVariance",

@@ -1,0 +1,110 @@
+"""The temperature of the target: how far a round may leave the prior for what it believes.
+
+    target ∝ prior · exp(utility / kl_coef),      KL(target ‖ prior) = E_target[utility] / kl_coef - log Z
+
+The KL divergence, in nats, says how far that is whatever the unit and the shape of the utility: e^KL prior samples hold
+about one that is as good as a typical sample of the target. `Budgeted` gives it a budget that grows with what was
+observed, since n answers cannot tell more than a few nats each apart, and takes some of it back when the last batch fell
+short of what was predicted: where the surrogate errs, the target is made of its errors (over-optimisation: Gao, Schulman
+and Hilton 2022, arXiv 2210.10760, where the harm is a function of the KL divergence as well).
+
+Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bbo.errors import ConfigError
+from bbo.hindsight import Hindsight
+from smc.result import SMCResult
+
+Measure = Callable[[float], float]
+"""KL of the target at a kl_coef, in nats; infinite where nothing of it was found."""
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """Recipe of a temperature: a KL budget from the number of observations, corrected by hindsight."""
+
+    nats_per_observation: float = 0.4
+    """KL budget of a trusted belief, divided by the number of answered queries."""
+    min_trust: float = 0.05
+    """Least share of that budget, however often the belief was too optimistic."""
+    tolerance: float = 0.25
+    """How far log KL may be from the log of the budget."""
+    max_trials: int = 4
+    """Most pilot samplings a round."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.nats_per_observation < math.inf:
+            raise ConfigError(f"nats_per_observation must be above 0, got {self.nats_per_observation}")
+        if not 0 < self.min_trust <= 1:
+            raise ConfigError(f"min_trust must be above 0 and at most 1, got {self.min_trust}")
+        if not self.tolerance > 0:
+            raise ConfigError(f"tolerance must be above 0, got {self.tolerance}")
+        if self.max_trials < 1:
+            raise ConfigError(f"max_trials must be at least 1, got {self.max_trials}")
+
+    def nats(self, n_observed: int, rounds: Sequence[Hindsight]) -> float:
+        """Return the budget of a round after `n_observed` answers, given all earlier rounds."""
+        return self.nats_per_observation * n_observed * self.trust(rounds)
+
+    def trust(self, rounds: Sequence[Hindsight]) -> float:
+        """Return the share of the full budget that the belief has earned: halved by every round that was too
+        optimistic, grown by half by every other, at most 1.
+        """
+        trust = 1.0
+        for past in rounds:
+            trust = max(trust / 2, self.min_trust) if past.is_over_optimistic else min(1.5 * trust, 1.0)
+        return trust
+
+    def kl_coef(self, nats: float, measure: Measure, rounds: Sequence[Hindsight]) -> float:
+        """Return the temperature at which the target is about `nats` from the prior.
+
+        log KL falls about as -log kl_coef where a target is broad and less steeply where it has found the top, so each
+        trial moves along the slope that the last two showed, beginning with -1 from the last round's temperature.
+        """
+        log_coef = math.log(rounds[-1].kl_coef) if rounds else math.log(FIRST)
+        seen: list[tuple[float, float]] = []
+        for _ in range(self.max_trials):
+            kl = measure(math.exp(log_coef))
+            # Where nothing was found or nothing is to be gained, only the direction is known.
+            excess = min(max(math.log(max(kl, 1e-9) / nats), -MAX_STEP), MAX_STEP)
+            seen.append((log_coef, excess))
+            if abs(excess) <= self.tolerance:
+                break
+            log_coef = min(max(log_coef + excess / _steepness(seen), math.log(LEAST)), math.log(MOST))
+        return math.exp(log_coef)
+
+
+FIRST, LEAST, MOST = 0.1, 1e-4, 1e3
+"""kl_coef of the first trial, and the range in which one is looked for."""
+MAX_STEP = math.log(8)
+"""Of log KL in one trial."""
+
+
+def _steepness(seen: Sequence[tuple[float, float]]) -> float:
+    """Return -d log KL / d log kl_coef as the last two trials showed it, within reason; 1 after only one."""
+    if len(seen) < 2 or seen[-1][0] == seen[-2][0]:
+        return 1.0
+    (x0, y0), (x1, y1) = seen[-2:]
+    return min(max((y0 - y1) / (x1 - x0), 0.5), 2.0)
+
+
+def kl_from_prior(results: Sequence[SMCResult]) -> float:
+    """Return KL(target ‖ prior) in nats as the weighted samples of the target tell it, all islands together.
+
+    Islands weigh by their evidence, like in `SMCResult.draw_pooled`; those where all died count with none.
+    """
+    log_z = torch.cat([result.log_z for result in results]).double()
+    log_psi = torch.cat([result.log_psi for result in results]).double()
+    log_w = torch.cat([result.log_w for result in results]).double() + log_z[:, None]
+    weights = torch.softmax(log_w.flatten(), 0)
+    log_mean_z = float(log_z.logsumexp(0)) - math.log(len(log_z))
+    expected = torch.where(weights > 0, weights * log_psi.flatten(), 0.0).sum()
+    return max(float(expected) - log_mean_z, 0.0)  # an estimate may be below 0; the divergence cannot
