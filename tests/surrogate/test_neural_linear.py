@@ -156,6 +156,15 @@ class TestNoise:
     def test_where_nothing_is_held_out_it_is_the_prior_s(self):
         assert NeuralLinear().fit(observations(5), generator=seeded()).noise_std == pytest.approx(0.1)
 
+    def test_comes_from_rows_that_the_features_have_not_seen(self):
+        """Wide networks learn few rows by heart: on what they saw, outcomes of pure noise look noiseless."""
+        g = seeded()
+        data = Dataset(
+            torch.randn(32, 6, generator=g, dtype=torch.float64),
+            torch.randn(32, generator=g, dtype=torch.float64),
+        )
+        assert NeuralLinear(width=64).fit(data, generator=seeded()).noise_std > 0.65
+
     def test_known_noise_is_kept_and_none_is_learnt(self):
         fitted = SMALL.fit(known_noise(), generator=seeded())
         assert fitted.noise_std is None

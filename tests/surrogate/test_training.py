@@ -154,6 +154,7 @@ class TestTrain:
     def test_is_adam_with_a_rate_that_falls_along_a_cosine_to_0(self):
         """Held against the optimiser's equations, written out for one linear layer."""
         Z, y = problem(6)
+        y = y + 3  # Adam blows up the rounding of a gradient of 0
         linear = Network((torch.zeros(1, 1, 1),), (torch.zeros(1, 1, 1),))
         none = torch.zeros(1, 6, dtype=torch.bool)
         settings = {"n_iterations": 30, "batch_size": 8, "learning_rate": 0.1, "generator": seeded()}
