@@ -106,6 +106,12 @@ class TestPosterior:
         assert fitted.posterior(X).std.min() > data.y.std()
         assert fitted.posterior(X).std.min() > 10 * fitted.posterior(data.X).std.max()
 
+    def test_where_all_observations_are_one_point_features_keep_their_scale(self):
+        X = torch.full((9, 3), 0.1, dtype=torch.float64)
+        fitted = SMALL.fit(Dataset(X, torch.arange(9.0).double()), generator=seeded())
+        assert fitted.length == 1
+        assert fitted.posterior(X + 1).std.max() < 100 * fitted.posterior(X).std.max()
+
     def test_before_any_data_it_is_the_prior(self, small):
         X = queries()
         prior = small.forgotten().posterior(X)
