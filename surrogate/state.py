@@ -248,8 +248,6 @@ def _is_a(value: object, hint: Any) -> bool:
         return any(_is_a(value, option) for option in inside)
     if origin is tuple:
         return isinstance(value, tuple) and all(_is_a(item, inside[0]) for item in value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 

@@ -106,6 +106,12 @@ class TestPosterior:
         assert fitted.posterior(X).std.min() > data.y.std()
         assert fitted.posterior(X).std.min() > 10 * fitted.posterior(data.X).std.max()
 
+    def test_where_all_observations_are_one_point_features_keep_their_scale(self):
+        X = torch.full((9, 3), 0.1, dtype=torch.float64)
+        fitted = SMALL.fit(Dataset(X, torch.arange(9.0).double()), generator=seeded())
+        assert fitted.length == 1
+        assert fitted.posterior(X + 1).std.max() < 100 * fitted.posterior(X).std.max()
+
     def test_before_any_data_it_is_the_prior(self, small):
         X = queries()
         prior = small.forgotten().posterior(X)
@@ -155,6 +161,15 @@ class TestNoise:
 
     def test_where_nothing_is_held_out_it_is_the_prior_s(self):
         assert NeuralLinear().fit(observations(5), generator=seeded()).noise_std == pytest.approx(0.1)
+
+    def test_comes_from_rows_that_the_features_have_not_seen(self):
+        """Wide networks learn few rows by heart: on what they saw, outcomes of pure noise look noiseless."""
+        g = seeded()
+        data = Dataset(
+            torch.randn(32, 6, generator=g, dtype=torch.float64),
+            torch.randn(32, generator=g, dtype=torch.float64),
+        )
+        assert NeuralLinear(width=64).fit(data, generator=seeded()).noise_std > 0.65
 
     def test_known_noise_is_kept_and_none_is_learnt(self):
         fitted = SMALL.fit(known_noise(), generator=seeded())

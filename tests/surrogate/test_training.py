@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
@@ -149,6 +150,24 @@ class TestTrain:
         criterion = Judged(y, [2.0, 1.0])
         self.fitted(criterion, Z, n_iterations=25)
         assert len(criterion.seen) == 2
+
+    def test_is_adam_with_a_rate_that_falls_along_a_cosine_to_0(self):
+        """Held against the optimiser's equations, written out for one linear layer."""
+        Z, y = problem(6)
+        y = y + 3  # Adam blows up the rounding of a gradient of 0
+        linear = Network((torch.zeros(1, 1, 1),), (torch.zeros(1, 1, 1),))
+        none = torch.zeros(1, 6, dtype=torch.bool)
+        settings = {"n_iterations": 30, "batch_size": 8, "learning_rate": 0.1, "generator": seeded()}
+        trained = train(linear, Z, squared(y, none), **settings)
+        theta, m, v = np.zeros(2), np.zeros(2), np.zeros(2)
+        rows = np.stack([Z[:, 0].numpy(), np.ones(6)], axis=1).astype(float)
+        for step in range(1, 31):
+            gradient = 2 * rows.T @ (rows @ theta - y.numpy()) / 6
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            rate = 0.1 * (1 + math.cos(math.pi * (step - 1) / 30)) / 2
+            theta = theta - rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        found = [tensor.item() for tensor in trained.parameters]
+        assert found == pytest.approx(theta.tolist(), abs=1e-4)
 
     def test_leaves_the_network_it_starts_from_alone(self):
         Z, y = problem()
