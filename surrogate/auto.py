@@ -36,8 +36,8 @@ class Choice(Generic[Recipe]):
 class Auto:
     """Recipe that fits what suits the data: an exact GP, then a sparse one, then neural-linear regression.
 
-    The exact GP predicts best wherever it is affordable; what decides is n. Of 18, 64 or 512 features none
-    changed the order enough to move a border.
+    The exact GP predicts best wherever it is affordable. For 10,000 observations of 18 features a sparse one
+    still predicts better than networks do, of 64 or more it does not; what decides against it is its time.
     """
 
     max_exact: int = 1000
@@ -67,8 +67,8 @@ class Auto:
             )
         return Choice(
             NeuralLinear(),
-            f"neural-linear regression: from {size} networks learn more than {self.max_exact} inducing points "
-            f"can tell (more than {self.max_sparse})",
+            f"neural-linear regression: from {size} it learns about as much as a GP with {self.max_exact} "
+            f"inducing points, in a tenth of the time (more than {self.max_sparse})",
         )
 
     def fit(self, data: Dataset, *, generator: Generator) -> Surrogate:

@@ -160,7 +160,7 @@ def _left_out_loss(
 ) -> float:
     """Return minus the log of what members that left a row out give its label, averaged over the rows."""
     p = pooled(torch.sigmoid(labels * log_odds), is_out)
-    return float(-p.clamp(min=torch.finfo(p.dtype).tiny).log().mean())
+    return float(-p.log().mean())
 
 
 def _best_slope(

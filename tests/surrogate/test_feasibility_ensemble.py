@@ -153,6 +153,14 @@ def test_labels_held_out_decide_how_far_members_are_believed():
     assert related.slope > 0.5
 
 
+def test_labels_that_networks_separate_have_a_best_slope():
+    """Alone, the likelihood would take the largest there is; the prior on log α is worth a label."""
+    labels = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    is_out = torch.ones(2, 4, dtype=torch.bool)
+    slope = feasibility_ensemble._best_slope(3 * labels.expand(2, 4), 0.0, labels, is_out)
+    assert 1 < slope < 2
+
+
 def test_with_too_few_queries_to_leave_any_out_members_are_believed():
     made = EnsembleFeasibility().fit(designs(6), torch.arange(6) < 3, generator=seeded())
     assert made.slope == 1
