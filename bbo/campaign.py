@@ -48,7 +48,7 @@ from oracles.callables import ByHand
 from oracles.calls import Answer
 from oracles.evaluation import VALUE, Evaluation
 from smc.prior import Prior
-from surrogate.features import Encoder
+from surrogate.features import Encoder, EncoderModel, Standardizer
 
 
 class Campaign:
@@ -88,7 +88,7 @@ class Campaign:
         method: Method | None = None,
         objective: str = VALUE,
         in_doubt: InDoubt | str = InDoubt.COUNT_AS_SPENT,
-        encoder: Encoder | None = None,
+        encoder: EncoderModel | Encoder = Standardizer(),
         database: str | None = None,
         listener: Listener | None = None,
     ) -> Campaign:
@@ -97,7 +97,7 @@ class Campaign:
         oracle: an `Oracle`, or a function that takes one design as a numpy array and returns a number; None for
             a campaign that is asked and told by hand.
         method: how candidates are made; None for `SteeredPrior()`.
-        encoder: design → surrogate features; None standardises the designs over draws from the prior.
+        encoder: design → surrogate features: a recipe, which is fitted to draws of the prior, or any frozen function.
         database: URL of a PostgreSQL database for the ledger's tables; None keeps them in the directory.
         listener: is told the progress after every stage.
 
@@ -120,10 +120,7 @@ class Campaign:
         }
         ledger = opened(Path(directory), settings, config, database)
         try:
-            if encoder is None:
-                executor = LocalExecutor.standardising(prior, seed)
-            else:
-                executor = LocalExecutor(prior, encoder)
+            executor = LocalExecutor.encoding(prior, encoder, seed)
             campaign = cls(
                 ledger,
                 settings,

@@ -15,7 +15,7 @@ from bbo.potential import Potential
 from smc.prior import Prior
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig, sample
-from surrogate.features import Encoder, Flatten, Standardize
+from surrogate.features import Encoder, EncoderModel, Flatten
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,20 @@ class LocalExecutor:
     """How features vary together over the prior's designs; None where that is not known."""
 
     @classmethod
-    def standardising(cls, prior: Prior, seed: int) -> LocalExecutor:
-        """Return an executor whose features have mean 0 and std 1 over the prior's designs, and their covariance there.
+    def encoding(cls, prior: Prior, encoder: EncoderModel | Encoder, seed: int) -> LocalExecutor:
+        """Return an executor with this encoder; a recipe is fitted to draws of the prior.
 
-        The prior's, not the observations': features then mean the same in every round.
+        The prior's designs, not the observed ones: features then mean the same in every round. A frozen function
+        is taken as it is, and nothing is drawn.
         """
+        if not isinstance(encoder, EncoderModel):
+            return cls(prior, encoder)
         plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
         request = SampleRequest(plain, seeds.derive(seed, "features"))
         drawing = cls(prior, encoder=Flatten())
         designs = drawing.decode(drawing.sample(None, [request])[0].x0)
-        encoder = Standardize.fit(designs)
-        return cls(prior, encoder, encoder(designs.double()).T.cov())
+        fitted = encoder.fit(designs)
+        return cls(prior, fitted, fitted(designs.double()).T.cov())
 
     def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
         """Return the weighted samples of each shard, in order; None samples the prior itself."""

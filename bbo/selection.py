@@ -59,13 +59,14 @@ class Pool:
 
         designs, X: of all particles, shard after shard.   known: features of what was proposed before.
         """
-        seen = {_key(row) for row in known.to(X.dtype)}
+        proposed, seen = {_key(row) for row in known.to(X)}, set[bytes]()
         picks: list[Pick] = []
         places: list[int] = []
         for place, pick in enumerate(_living(results)):
-            if pick is None or not seen.isdisjoint(keys := {_key(designs[place]), _key(X[place])}):
+            design = _key(designs[place])
+            if pick is None or design in seen or _key(X[place]) in proposed:
                 continue
-            seen |= keys
+            seen.add(design)
             picks.append(pick)
             places.append(place)
         log_w, log_psi = (

@@ -1,9 +1,9 @@
 """Which designs to evaluate first, when nothing is known yet: those that tell the most about all the others.
 
-A generic Gaussian process stands for the unknown outcome, and designs are taken one after the other, each time the one
-whose outcome would lower the average variance over all candidates the most ("active learning Cohn": Cohn, Ghahramani and
-Jordan 1996). Draws of the prior are the candidates, so what is plausible decides what is worth knowing: not the extremes,
-as for a design that spreads points as far apart as it can.
+A generic Gaussian process stands for the unknown outcome, and designs are taken one after the other, each time
+the one whose outcome would lower the average variance over all candidates the most ("active learning Cohn": Cohn,
+Ghahramani and Jordan 1996). Draws of the prior are the candidates, so what is plausible decides what is worth
+knowing: not the extremes, as for a design that spreads points as far apart as it can.
 
     reduction by i = Σ_j K_ij² / (K_ii + noise),     K ← K - K_·i K_i· / (K_ii + noise)
 """

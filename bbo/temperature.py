@@ -2,11 +2,11 @@
 
     target ∝ prior · exp(utility / kl_coef),      KL(target ‖ prior) = E_target[utility] / kl_coef - log Z
 
-The KL divergence, in nats, says how far that is whatever the unit and the shape of the utility: e^KL prior samples hold
-about one that is as good as a typical sample of the target. `Budgeted` gives it a budget that grows with what was
-observed, since n answers cannot tell more than a few nats each apart, and takes some of it back when the last batch fell
-short of what was predicted: where the surrogate errs, the target is made of its errors (over-optimisation: Gao, Schulman
-and Hilton 2022, arXiv 2210.10760, where the harm is a function of the KL divergence as well).
+The KL divergence, in nats, says how far that is whatever the unit and the shape of the utility: e^KL prior samples
+hold about one that is as good as a typical sample of the target. `Budgeted` gives it a budget that grows with what
+was observed, since each answer can justify a few nats at most, and takes some of it back when the last batch fell
+short of what was predicted: where the surrogate errs, the target is made of its errors (over-optimisation: Gao,
+Schulman and Hilton 2022, arXiv 2210.10760, who measure it against the KL divergence as well).
 
 Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z.
 """
@@ -31,7 +31,7 @@ Measure = Callable[[float], float]
 class Budgeted:
     """Recipe of a temperature: a KL budget from the number of observations, corrected by hindsight."""
 
-    nats_per_observation: float = 0.4
+    nats_per_observation: float = 0.6
     """KL budget of a trusted belief, divided by the number of answered queries."""
     min_trust: float = 0.05
     """Least share of that budget, however often the belief was too optimistic."""

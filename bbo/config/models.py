@@ -99,6 +99,7 @@ def campaign_file_model(plugins: tuple[Plugin, ...] = ()) -> type[BaseModel]:
         prior=(_choice("prior"), ...),
         oracle=(oracle | None, None),  # without one, people are asked and tell
         method=(method, Field(default_factory=method)),
+        encoder=(_choice("encoder"), Field(default={"type": "standardize"})),
     )
 
 
@@ -262,4 +263,6 @@ def _words(annotation: Any) -> list[str]:
         return [name for m in models for name in m.model_fields]
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return [str(member.value) for member in annotation]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [word for part in get_args(annotation) for word in _words(part)]
     return [str(a) for a in get_args(annotation) if isinstance(a, str)]

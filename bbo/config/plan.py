@@ -4,6 +4,7 @@
     prior:    {type: denoiser, path: prior.safetensors}
     oracle:   {type: airfoil}
     method:   {kl_coef: 0.1, surrogate: {type: gp}}
+    encoder:  {type: pca, n_components: 32}
 
 A section's keys are the parameters of the constructor it calls, with their types and defaults, so there is no
 second list of options that could fall out of step. Paths of inputs are relative to the file; the campaign's
@@ -35,6 +36,7 @@ from oracles.errors import OracleError
 from smc.errors import SMCError
 from smc.prior import Prior
 from surrogate.errors import SurrogateError
+from surrogate.features import EncoderModel, Standardizer
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
     prior: Prior
     oracle: Oracle
     method: SteeredPrior
+    encoder: EncoderModel = Standardizer()  # noqa: RUF009
     database: str | None = None
 
     def open(self, listener: Listener | None = None) -> Campaign:
@@ -56,6 +59,7 @@ class Plan:
             prior=self.prior,
             oracle=self.oracle,
             method=self.method,
+            encoder=self.encoder,
             budget=settings.budget,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -90,6 +94,7 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         parts["prior"],
         oracle,
         parts["method"],
+        parts["encoder"],
         section.database,
     )
 

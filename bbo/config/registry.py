@@ -27,6 +27,12 @@ REGISTRY: dict[str, dict[str, str]] = {
         "concurrent": "oracles.concurrency:Concurrent",
     },
     "method": {"steered_prior": "bbo.steering:SteeredPrior"},
+    "encoder": {
+        "identity": "surrogate.features:Identity",
+        "flatten": "surrogate.features:Flatten",
+        "standardize": "surrogate.features:Standardizer",
+        "pca": "surrogate.features:PrincipalComponents",
+    },
     "surrogate": {
         "gp": "surrogate.gp:ExactGP",
         "averaged_gp": "surrogate.averaged_gp:AveragedGP",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -37,14 +38,70 @@ class Run:
     designs: Float[np.ndarray, "n 18"]
     seconds: float
 
+    @property
+    def feasible_last(self) -> float:
+        """Share of feasible designs among the last 64 queries."""
+        return float(np.mean(~np.isnan(self.values[-64:])))
 
-def campaign(seed: int, budget: int) -> Run:
-    """Run the demo's campaign in a folder of its own."""
+
+@dataclass(frozen=True)
+class Variant:
+    """The demo's campaign with some settings changed, over several seeds; figures are medians over the seeds."""
+
+    runs: list[Run]
+
+    def best_at(self, n: int) -> float:
+        """Best L/D of the first n queries."""
+        return _median([best_and_top(run.values[:n])[0] for run in self.runs])
+
+    @property
+    def best(self) -> float:
+        """Best L/D at the end."""
+        return _median([best_and_top(run.values)[0] for run in self.runs])
+
+    @property
+    def top16(self) -> float:
+        """Mean of the 16 best at the end."""
+        return _median([best_and_top(run.values)[1] for run in self.runs])
+
+    @property
+    def feasible_last(self) -> float:
+        """Share of feasible designs among the last 64 queries."""
+        return _median([run.feasible_last for run in self.runs])
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of a campaign."""
+        return _median([run.seconds for run in self.runs])
+
+
+def compared(variants: Mapping[str, Sequence[str]], seeds: Sequence[int], budget: int) -> dict[str, Variant]:
+    """Run every variant, given by its settings, with every seed, one process a core; print a line for each."""
+    found: dict[str, Variant] = {}
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {
+            name: [pool.submit(campaign, seed, budget, *settings) for seed in seeds]
+            for name, settings in variants.items()
+        }
+        print(f"{'':24s} best 64   best  top 16  feasible: last 64, lowest  seconds")
+        for name, futures in waiting.items():
+            v = found[name] = Variant([future.result() for future in futures])
+            lowest = min(run.feasible_last for run in v.runs)
+            print(
+                f"{name:24s} {v.best_at(64):7.1f} {v.best:6.1f} {v.top16:7.1f} "
+                f"{v.feasible_last:18.2f} {lowest:7.2f} {v.seconds:8.1f}",
+                flush=True,
+            )
+    return found
+
+
+def campaign(seed: int, budget: int, *settings: str) -> Run:
+    """Run the demo's campaign in a folder of its own, with `key.path=value` settings that are not the defaults."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"campaign.seed={seed}", f"campaign.budget={budget}", f"campaign.directory={folder}/run"]
         began = time.perf_counter()
-        with load_plan(CONFIG, overrides).open() as opened:
+        with load_plan(CONFIG, [*overrides, *settings]).open() as opened:
             opened.run()
             seconds = time.perf_counter() - began
             queries = opened.ledger.queries()
@@ -66,13 +123,14 @@ def measure(options: harness.Options) -> harness.Figures:
         print(
             f"seed {seed}: best at 64 {best_and_top(run.values[:64])[0]:.1f}, at the end {best:.1f}, top 16 {top:.1f}"
         )
+    defaults = Variant(runs)
     return {
-        "best_at_64": _median([best_and_top(run.values[:64])[0] for run in runs]),
-        f"best_at_{budget}": _median([best_and_top(run.values)[0] for run in runs]),
-        f"top16_at_{budget}": _median([best_and_top(run.values)[1] for run in runs]),
-        "feasible_last": _median([float(np.mean(~np.isnan(run.values[-64:]))) for run in runs]),
+        "best_at_64": defaults.best_at(64),
+        f"best_at_{budget}": defaults.best,
+        f"top16_at_{budget}": defaults.top16,
+        "feasible_last": defaults.feasible_last,
         "novelty_ratio": _median(novelty),
-        "seconds": _median([run.seconds for run in runs]),
+        "seconds": defaults.seconds,
         "repeatable": bool(is_repeatable),
     }
 
