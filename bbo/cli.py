@@ -73,7 +73,7 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
     )
     typer.echo(f"  prior      designs of shape {tuple(prior.design_shape)}, {len(prior.steps)} steps")
     typer.echo(f"  oracle     {plan.oracle.name}")
-    typer.echo(f"  surrogate  {type(plan.method.surrogate).__name__}, kl_coef {plan.method.kl_coef:g}")
+    typer.echo(f"  surrogate  {type(plan.method.surrogate).__name__}, kl_coef {plan.method.kl_coef}")
 
 
 @app.command()

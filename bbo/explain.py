@@ -79,6 +79,15 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
         yield "belief", f"surrogate and feasibility model, state {record.summary['belief']}"
         known = sum(q.evaluation is not None for q in ledger.queries() if q.round < query.round)
         yield "", f"fitted to the answers of earlier rounds ({known} as of now)"
+        yield "surrogate", str(record.summary.get("surrogate", "not kept"))
+        yield (
+            "tilt",
+            ", ".join(
+                f"{name} {_short(record.summary[name])}"
+                for name in ("kl_coef", "kl_nats")
+                if name in record.summary
+            ),
+        )
     drivers = [
         e.detail for e in ledger.events() if e.kind == "driven" and e.detail.get("fence") == record.fence
     ]

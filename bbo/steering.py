@@ -17,22 +17,26 @@ from torch import Tensor
 from bbo import seeds
 from bbo.config.describe import digest
 from bbo.diagnostics import descent, summarise, traces
-from bbo.errors import ConfigError
+from bbo.errors import CampaignError, ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
 from bbo.selection import Draws, Pick, Pool, Selection
-from bbo.spread import most_telling
 from bbo.temperature import Budgeted, kl_from_prior
 from smc.errors import SamplerError
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
 from smc.tempering import Exponential
-from surrogate.acquisition import Acquisition, DecayingUCB, Thompson
+from surrogate.acquisition import Acquisition, DecayingUCB, Optimistic, Thompson
 from surrogate.auto import Auto, AutoFeasibility
+from surrogate.averaged_gp import AveragedGP
 from surrogate.base import Dataset, SupportsRefit, Surrogate, SurrogateModel
 from surrogate.feasibility import FeasibilityModel
 from surrogate.gp import ExactGP
+from surrogate.sparse_gp import SparseGP
+
+ONE_PIECE = (ExactGP, AveragedGP, SparseGP, Auto)
+"""Surrogates that are one belief, not a set of functions that could be followed one by one; `Auto` takes those first."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +53,24 @@ class SteeredPrior:
     kl_coef: float | Literal["auto"] = "auto"
     """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior. "auto"
     finds in every round the one that spends the KL budget of `temperature`."""
-    temperature: Budgeted = Budgeted()  # noqa: RUF009
-    """How far "auto" goes from the prior; without it this has no effect."""
     sampler: SamplerConfig = SamplerConfig(tempering=Exponential())  # noqa: RUF009
     """Islands, particles and rules of each shard."""
     n_shards: int = 1
     """Groups of islands that can be sampled in different places; part of the result, unlike the places."""
     selection: Selection = Draws()  # noqa: RUF009
     """How the batch is chosen from the particles."""
-    n_opening: int = 16
-    """How many prior samples each design of the first batch is chosen from, so that together they tell the most
-    about the prior's designs; 1 takes the samples as they come."""
+    temperature: Budgeted = Budgeted()  # noqa: RUF009
+    """How far "auto" goes from the prior; without it this has no effect."""
 
     def __post_init__(self) -> None:
         if self.kl_coef != "auto" and not 0 < self.kl_coef < math.inf:
             raise ConfigError(f'kl_coef must be a finite number above 0 or "auto", got {self.kl_coef}')
-        for name in ("n_shards", "n_opening"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if isinstance(self.acquisition, Thompson) and isinstance(self.surrogate, ExactGP):
+        if self.n_shards < 1:
+            raise ConfigError(f"n_shards must be at least 1, got {self.n_shards}")
+        if isinstance(self.acquisition, Thompson | Optimistic) and isinstance(self.surrogate, ONE_PIECE):
             raise ConfigError(
-                "Thompson follows draws of the surrogate, which ExactGP has none of; use DeepEnsemble"
+                f"{type(self.acquisition).__name__} follows the functions that a surrogate is made of, and "
+                f"{type(self.surrogate).__name__} has none; use DeepEnsemble"
             )
 
     def propose(
@@ -91,7 +92,19 @@ class SteeredPrior:
             picks = self.selection(
                 pool, n, self._believing(potential, observed, seed), seeds.generator(seed, "select")
             )
-            return _candidates(picks, requests, results, executor, potential)
+            if not picks:
+                raise CampaignError(
+                    f"all {sum(len(r.x0) for r in results)} sampled designs were proposed before; raise kl_coef "
+                    "or sample more islands"
+                )
+            candidates = _candidates(picks, requests, results, executor, potential)
+            return replace(candidates, summary={**candidates.summary, "surrogate": self._told(observed)})
+
+    def _told(self, observed: Observations) -> str:
+        """Return which surrogate these observations were left to, and why where that was decided by their number."""
+        if isinstance(self.surrogate, Auto):
+            return self.surrogate.choose(len(observed.y), observed.X.shape[1]).reason
+        return type(self.surrogate).__name__
 
     def fit(self, observed: Observations, seed: int) -> Potential:
         """Return what the round believes and wants, at a kl_coef of 1 where it is to be found.
@@ -163,16 +176,12 @@ class SteeredPrior:
         ]
 
     def _propose_from_prior(self, executor: Executor, n: int, seed: int, stage: Stage) -> Candidates:
-        plain = SamplerConfig(
-            n_islands=n * self.n_opening, n_particles=1, guidance=None, max_batch=self.sampler.max_batch
-        )
+        plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=self.sampler.max_batch)
         requests = [SampleRequest(plain, seeds.derive(seed, "sample", 0))]
         with stage("sample"):
             results = executor.sample(None, requests)
-        with stage("select"):
-            X = executor.encode(executor.decode(results[0].x0))
-            picks = [Pick(shard=0, island=row, row=row) for row in most_telling(X, n)]
-            return _candidates(picks, requests, results, executor, None)
+        picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
+        return _candidates(picks, requests, results, executor, None)
 
 
 def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:

@@ -166,6 +166,13 @@ def _lines(model: type[BaseModel], mistakes: Sequence[Any]) -> list[str]:
     lines = []
     for mistake in mistakes:
         path, known = known_words(model, mistake["loc"])
+        # Where a word or something else may stand, only what is nearer to what was written helps.
+        is_word, is_text = mistake["type"] == "literal_error", isinstance(mistake.get("input"), str)
+        if is_word != is_text and any(
+            other["loc"][:-1] == mistake["loc"][:-1] and (other["type"] == "literal_error") != is_word
+            for other in mistakes
+        ):
+            continue
         if path.split(".")[-1] == "oracle":
             known = [*known, *plugins.installed()]
         lines.append(f"  {path}: {_said(mistake, known)}")

@@ -5,9 +5,8 @@ itself costs is in the seconds.
 
 top16_*, best_*, best64_*      L/D of feasible designs at the end and after 64 queries: draws by weight, the highest
                                utility, and the highest utility conditioned on what was picked; medians over seeds
-opening_*                      the first batch as it comes from the prior, instead of chosen to tell the most
-feasible_share_gain            share of feasible designs among all queries after the first batch with a feasibility model,
-                               minus that without; mean over seeds
+feasible_share_gain            share of feasible designs after the first batch with a feasibility model, minus that
+                               without; mean over seeds
 feasible_best_ratio            best L/D with a feasibility model over that without; medians over seeds
 """
 
@@ -30,7 +29,7 @@ def measure(options: harness.Options) -> harness.Figures:
     """Return the figures of this benchmark."""
     seeds, budget = (range(1), 48) if options.is_quick else (range(options.n_seeds), 256)
     variants = {rule: [f"method.selection.type={rule}"] for rule in RULES}
-    variants |= {"opening as drawn": ["method.n_opening=1"], "no feasibility": ["method.feasibility=null"]}
+    variants |= {"no feasibility": ["method.feasibility=null"]}
     runs = compared(variants, seeds, budget)
     plain, blind = runs["draws"], runs["no feasibility"]
     return {
@@ -38,8 +37,6 @@ def measure(options: harness.Options) -> harness.Figures:
         **{f"best_{rule}": runs[rule].best for rule in RULES},
         **{f"best64_{rule}": runs[rule].best_at(64) for rule in RULES},
         **{f"seconds_{rule}": runs[rule].seconds for rule in RULES},
-        "opening_best64": runs["opening as drawn"].best_at(64),
-        "opening_top16": runs["opening as drawn"].top16,
         "feasible_share_gain": feasible_share(plain) - feasible_share(blind),
         "feasible_best_ratio": plain.best / blind.best,
     }

@@ -1,23 +1,30 @@
 """The joints of one iteration: what the surrogate is given, which stream each shard has, who is told what."""
 
+import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from bbo import seeds
 from bbo.diagnostics import summarise, traces
-from bbo.executor import LocalExecutor, SampleRequest, standardized
+from bbo.errors import CampaignError
+from bbo.executor import LocalExecutor, SampleRequest
+from bbo.hindsight import Hindsight
 from bbo.potential import Potential
 from bbo.proposals import Observations
+from bbo.selection import Best, Conditioned, Draws
 from bbo.steering import SteeredPrior
+from bbo.temperature import Budgeted
 from oracles.calls import call
 from oracles.evaluation import Evaluation
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
+from surrogate.acquisition import UCB, Mean
 from surrogate.base import Posterior
-from surrogate.features import Flatten
+from surrogate.features import Flatten, Standardizer
+from surrogate.gp import ExactGP
 
 PRIOR = GaussianPrior(torch.tensor([3.0, -1.0]), std=2.0, n_steps=8)
 EXECUTOR = LocalExecutor(PRIOR, Flatten())
@@ -66,7 +73,9 @@ def test_equal_outcomes_are_no_division_by_zero():
 
 
 def test_every_shard_has_a_stream_and_islands_of_its_own():
-    method = SteeredPrior(surrogate=Recorder(), feasibility=None, n_shards=3, sampler=SamplerConfig(4, 2))
+    method = SteeredPrior(
+        surrogate=Recorder(), feasibility=None, kl_coef=1.0, n_shards=3, sampler=SamplerConfig(4, 2)
+    )
     requests = []
 
     class Watching(LocalExecutor):
@@ -85,11 +94,12 @@ def test_every_shard_has_a_stream_and_islands_of_its_own():
 def test_potentials_are_told_the_island_among_all_of_the_round():
     told = []
 
-    def watching(surrogate, X, island):
-        told.append(island)
-        return X.sum(1)
+    class Watching(Mean):
+        def __call__(self, surrogate, X, island):
+            told.append(island)
+            return X.sum(1)
 
-    potential = Potential(Recorder(), watching, kl_coef=1.0)
+    potential = Potential(Recorder(), Watching(), kl_coef=1.0)
     EXECUTOR.sample(potential, [SampleRequest(SamplerConfig(3, 2), seed=0, first_island=6)])
     assert torch.equal(told[0], torch.tensor([6, 6, 7, 7, 8, 8]))
 
@@ -104,10 +114,20 @@ def test_a_shard_is_the_same_whatever_runs_beside_it():
 
 
 def test_features_are_standard_over_the_prior():
-    encoder = standardized(PRIOR, seed=0)
-    mean, std = PRIOR.moments()
+    executor = LocalExecutor.encoding(PRIOR, Standardizer(), seed=0)
+    encoder, (mean, std) = executor.encoder, PRIOR.moments()
     torch.testing.assert_close(encoder.mean, mean, atol=0.3, rtol=0)
     torch.testing.assert_close(encoder.std, torch.full((2,), std, dtype=torch.float64), atol=0.15, rtol=0)
+    torch.testing.assert_close(executor.covariance, torch.eye(2, dtype=torch.float64), atol=0.1, rtol=0)
+
+
+def test_a_frozen_encoder_is_taken_as_it_is():
+    def double(designs):
+        return 2 * designs
+
+    executor = LocalExecutor.encoding(PRIOR, double, seed=0)
+    assert executor.encoder is double
+    assert executor.covariance is None
 
 
 def test_streams_are_named_and_differ():
@@ -146,3 +166,79 @@ def test_the_summary_of_a_round_in_numbers():
     assert told["log_z"] == pytest.approx(0.0, abs=1e-6)
     assert traces(result)["ess_share"].shape == (8, 6)
     assert traces(result)["ess_share"].max() == pytest.approx(1.0)
+
+
+class TestProposals:
+    """A round over a Gaussian prior, its outcome linear in the design."""
+
+    executor = LocalExecutor.encoding(PRIOR, Standardizer(), seed=0)
+
+    def observed(self, n=40, **more):
+        X = torch.randn(n, 2, generator=torch.Generator().manual_seed(3))
+        return Observations(X, torch.ones(n, dtype=torch.bool), X[:, 0].double() * 5, **more)
+
+    def proposed(self, method, observed, n=8):
+        return method.propose(observed, self.executor, n, seed=1, stage=lambda name: nullcontext())
+
+    def test_auto_spends_the_budget_and_says_so(self):
+        kls = []
+        for nats in (0.05, 0.2):
+            method = SteeredPrior(surrogate=ExactGP(), temperature=Budgeted(nats_per_observation=nats))
+            candidates = self.proposed(method, self.observed())
+            kls.append(candidates.summary["kl_nats"])
+            assert math.log(kls[-1] / (40 * nats)) == pytest.approx(0, abs=0.6)
+            assert {told["kl_coef"] for told in candidates.provenance} == {candidates.summary["kl_coef"]}
+        assert kls[1] > 2 * kls[0]
+
+    def test_a_round_that_fell_short_makes_the_next_one_warmer(self):
+        method = SteeredPrior(surrogate=ExactGP())
+        bad = (Hindsight(0, 16, -3.0, 0, 0.0, 0.1),) * 3
+        trusted = self.proposed(method, self.observed()).summary
+        doubted = self.proposed(method, self.observed(rounds=bad)).summary
+        assert doubted["kl_coef"] > 2 * trusted["kl_coef"]
+
+    def test_a_fixed_temperature_asks_for_no_pilot(self):
+        requests = []
+
+        class Watching(LocalExecutor):
+            def sample(self, potential, shards):
+                requests.extend(shards)
+                return super().sample(potential, shards)
+
+        method = SteeredPrior(surrogate=ExactGP(), kl_coef=0.3)
+        watching = Watching(self.executor.prior, self.executor.encoder)
+        method.propose(self.observed(), watching, 4, seed=1, stage=lambda name: nullcontext())
+        assert [r.config.n_islands for r in requests] == [16]
+
+    def test_which_surrogate_was_chosen_and_why(self):
+        told = self.proposed(SteeredPrior(), self.observed()).summary["surrogate"]
+        assert "40 observations of 2 features" in told
+        assert self.proposed(SteeredPrior(ExactGP()), self.observed()).summary["surrogate"] == "ExactGP"
+
+    @pytest.mark.parametrize("selection", [Draws(), Best(), Conditioned(2)])
+    def test_a_batch_never_repeats_what_was_proposed(self, selection):
+        method = SteeredPrior(surrogate=ExactGP(), kl_coef=0.5, selection=selection)
+        first = self.proposed(method, self.observed())
+        again = self.proposed(method, self.observed(pending=self.executor.encode(first.designs)))
+        rows = {tuple(row.tolist()) for row in torch.cat([first.designs, again.designs])}
+        assert len(rows) == 16
+
+    def test_conditioned_batches_are_spread_wider_than_the_best(self):
+        spread = {}
+        for selection in (Best(), Conditioned(8)):
+            method = SteeredPrior(surrogate=ExactGP(), acquisition=UCB(3.0), kl_coef=0.5, selection=selection)
+            X = self.executor.encode(self.proposed(method, self.observed(6)).designs)
+            spread[type(selection)] = torch.pdist(X).mean()
+        assert spread[Conditioned] > 1.2 * spread[Best]
+
+    def test_says_so_when_nothing_new_is_left(self):
+        class OneDesign(LocalExecutor):
+            def decode(self, x0):
+                return torch.zeros_like(super().decode(x0))
+
+        executor = OneDesign(PRIOR, Flatten())
+        observed = replace(self.observed(), pending=torch.zeros(1, 2))
+        with pytest.raises(CampaignError, match="all 256 sampled designs were proposed before"):
+            SteeredPrior(surrogate=ExactGP(), kl_coef=0.5).propose(
+                observed, executor, 4, seed=1, stage=lambda name: nullcontext()
+            )

@@ -8,8 +8,10 @@ import pytest
 
 from bbo.config.plan import load_plan
 from bbo.errors import ConfigError
+from bbo.selection import Conditioned
 from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
+from bbo.temperature import Budgeted
 from oracles.airfoil import AirfoilOracle
 from smc.priors.training import TrainingSettings, train_denoiser
 from smc.resampling import stratified
@@ -17,9 +19,13 @@ from smc.sampler import Guidance, SamplerConfig
 from smc.tempering import Adaptive
 from surrogate.acquisition import UCB, DecayingUCB, FeasibilityOnly, GrowingUCB, Optimistic
 from surrogate.auto import Auto, AutoFeasibility
+from surrogate.averaged_gp import AveragedGP
+from surrogate.ensemble import DeepEnsemble
 from surrogate.feasibility_ensemble import EnsembleFeasibility
+from surrogate.features import Flatten, Identity, PrincipalComponents, Standardizer
 from surrogate.gp import ExactGP
 from surrogate.improvement import LogExpectedImprovement, LogProbabilityOfImprovement
+from surrogate.kernels import RBF
 from surrogate.sparse_gp import SparseGP
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -115,13 +121,13 @@ def test_every_mistake_is_reported_at_once(tmp_path):
         "  campaign.budgt: unknown key; did you mean 'budget'?",
         "  campaign.in_doubt: unknown value 'rettry'; did you mean 'retry'?",
         "  campaign.seed: input should be a valid integer, got 1.5",
-        "  extra: unknown key; known are campaign, method, oracle, prior",
+        "  extra: unknown key; known are campaign, encoder, method, oracle, prior",
         "  method.acquisition.beta: input should be a number, got 'two'",
         "  method.kl_coef: input should be a number, got True",
         "  method.sampler.guidance.max_drif: unknown key; did you mean 'max_drift'?",
         "  method.sampler.resampling: unknown value 'systemtic'; did you mean 'systematic'?",
         "  method.sampler.tempering: unknown type 'exponental'; did you mean 'exponential'?",
-        "  method.surrogate: needs a 'type'; known are gp, sparse_gp, ensemble, neural_linear, auto",
+        "  method.surrogate: needs a 'type'; known are gp, averaged_gp, sparse_gp, ensemble, neural_linear, auto",
         "  oracle.alfa: unknown key; did you mean 'alpha'?",
         "  prior: unknown type 'denoisr'; did you mean 'denoiser'?",
     ]
@@ -209,7 +215,10 @@ def test_a_missing_file_is_one_line():
         ("surrogate: {type: auto, max_exact: 100}", SteeredPrior(surrogate=Auto(max_exact=100))),
         ("acquisition: {type: log_ei}", SteeredPrior(acquisition=LogExpectedImprovement())),
         ("acquisition: {type: log_pi, best: 2}", SteeredPrior(acquisition=LogProbabilityOfImprovement(2.0))),
-        ("acquisition: {type: optimistic}", SteeredPrior(acquisition=Optimistic())),
+        (
+            "surrogate: {type: ensemble}, acquisition: {type: optimistic}",
+            SteeredPrior(surrogate=DeepEnsemble(), acquisition=Optimistic()),
+        ),
         ("acquisition: {type: feasibility_only}", SteeredPrior(acquisition=FeasibilityOnly())),
         ("acquisition: {type: ucb, beta: 2}", SteeredPrior(acquisition=UCB(2.0))),
         (
@@ -217,12 +226,40 @@ def test_a_missing_file_is_one_line():
             SteeredPrior(acquisition=GrowingUCB(n_candidates=1000)),
         ),
         (
-            "acquisition: {type: decaying_ucb, start: 3, halving: 64}",
-            SteeredPrior(acquisition=DecayingUCB(start=3.0, halving=64)),
+            "acquisition: {type: decaying_ucb, start: 3, half: 32}",
+            SteeredPrior(acquisition=DecayingUCB(start=3.0, half=32)),
         ),
         ("feasibility: {type: ensemble, width: 32}", SteeredPrior(feasibility=EnsembleFeasibility(width=32))),
         ("feasibility: {type: auto}", SteeredPrior(feasibility=AutoFeasibility())),
+        ("surrogate: {type: gp, kernel: {type: rbf}}", SteeredPrior(surrogate=ExactGP(kernel=RBF()))),
+        ("surrogate: {type: averaged_gp}", SteeredPrior(surrogate=AveragedGP())),
+        ("selection: {type: conditioned, n_steps: 4}", SteeredPrior(selection=Conditioned(4))),
+        ("kl_coef: auto", SteeredPrior(kl_coef="auto")),
+        ("temperature: {nats_per_observation: 0.2}", SteeredPrior(temperature=Budgeted(0.2))),
     ],
 )
 def test_surrogates_acquisitions_and_feasibility_by_name(tmp_path, prior_file, text, expected):
     assert load_plan(written(tmp_path, prior_file, f"method: {{{text}}}")).method == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{type: identity}", Identity()),
+        ("{type: flatten}", Flatten()),
+        ("{type: pca, n_components: 3}", PrincipalComponents(n_components=3)),
+        ("{type: standardize}", Standardizer()),
+    ],
+)
+def test_encoders_by_name(tmp_path, prior_file, text, expected):
+    assert load_plan(written(tmp_path, prior_file, f"encoder: {text}")).encoder == expected
+
+
+def test_without_an_encoder_features_are_standardised(tmp_path, prior_file):
+    assert load_plan(written(tmp_path, prior_file, "")).encoder == Standardizer()
+
+
+def test_a_temperature_that_is_neither_a_number_nor_auto(tmp_path, prior_file):
+    with pytest.raises(ConfigError) as caught:
+        load_plan(written(tmp_path, prior_file, "method: {kl_coef: aut}"))
+    assert "method.kl_coef: unknown value 'aut'; did you mean 'auto'?" in str(caught.value)

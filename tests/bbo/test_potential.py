@@ -8,8 +8,11 @@ import torch
 from bbo.errors import ConfigError
 from bbo.potential import Potential
 from bbo.steering import SteeredPrior
-from surrogate.acquisition import UCB, Thompson
+from surrogate.acquisition import UCB, Optimistic, Thompson
+from surrogate.auto import Auto
 from surrogate.base import Posterior
+from surrogate.ensemble import DeepEnsemble
+from surrogate.gp import ExactGP
 
 
 @dataclass(frozen=True)
@@ -55,5 +58,8 @@ def test_impossible_settings_are_refused(wrong):
 
 
 def test_thompson_needs_a_surrogate_with_draws():
-    with pytest.raises(ConfigError, match="DeepEnsemble"):
-        SteeredPrior(acquisition=Thompson())
+    for acquisition in (Thompson(), Optimistic()):
+        for surrogate in (ExactGP(), Auto()):
+            with pytest.raises(ConfigError, match=f"{type(surrogate).__name__} has none; use DeepEnsemble"):
+                SteeredPrior(acquisition=acquisition, surrogate=surrogate)
+        assert SteeredPrior(acquisition=acquisition, surrogate=DeepEnsemble()).acquisition == acquisition
