@@ -36,7 +36,7 @@ from surrogate.gp import ExactGP
 from surrogate.sparse_gp import SparseGP
 
 ONE_PIECE = (ExactGP, AveragedGP, SparseGP, Auto)
-"""Surrogates that are one belief, not a set of functions that could be followed one by one; `Auto` takes those first."""
+"""Surrogates that are one belief and no set of functions to follow; `Auto` takes those first."""
 
 
 @dataclass(frozen=True)

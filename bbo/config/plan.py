@@ -164,14 +164,12 @@ def _plugins(raw: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
 def _lines(model: type[BaseModel], mistakes: Sequence[Any]) -> list[str]:
     """Return every mistake as a line with its path and, for a word that is almost right, a hint."""
     lines = []
-    for mistake in mistakes:
-        path, known = known_words(model, mistake["loc"])
+    located = [(*known_words(model, mistake["loc"]), mistake) for mistake in mistakes]
+    for path, known, mistake in located:
         # Where a word or something else may stand, only what is nearer to what was written helps.
-        is_word, is_text = mistake["type"] == "literal_error", isinstance(mistake.get("input"), str)
-        if is_word != is_text and any(
-            other["loc"][:-1] == mistake["loc"][:-1] and (other["type"] == "literal_error") != is_word
-            for other in mistakes
-        ):
+        is_about_words = mistake["type"] == "literal_error"
+        alternatives = {other["type"] == "literal_error" for place, _, other in located if place == path}
+        if len(alternatives) == 2 and is_about_words != isinstance(mistake.get("input"), str):
             continue
         if path.split(".")[-1] == "oracle":
             known = [*known, *plugins.installed()]

@@ -263,3 +263,14 @@ def test_a_temperature_that_is_neither_a_number_nor_auto(tmp_path, prior_file):
     with pytest.raises(ConfigError) as caught:
         load_plan(written(tmp_path, prior_file, "method: {kl_coef: aut}"))
     assert "method.kl_coef: unknown value 'aut'; did you mean 'auto'?" in str(caught.value)
+
+
+def test_a_bad_word_hides_no_mistake_beside_it(tmp_path, prior_file):
+    text = "method: {kl_coef: true, sampler: {n_islands: x, resampling: sys}}"
+    with pytest.raises(ConfigError) as caught:
+        load_plan(written(tmp_path, prior_file, text))
+    assert str(caught.value).splitlines()[1:] == [
+        "  method.kl_coef: input should be a number, got True",
+        "  method.sampler.n_islands: input should be a valid integer, got 'x'",
+        "  method.sampler.resampling: unknown value 'sys'; did you mean 'ssp'?",
+    ]
