@@ -33,7 +33,7 @@ from torch import Generator, Tensor
 from surrogate.base import Dataset, Posterior, Surrogate
 from surrogate.errors import FitError, SurrogateError
 from surrogate.features import Standardize
-from surrogate.kernels import RBF, Kernel, Matern52, quadratic_form
+from surrogate.kernels import RBF, Kernel, Matern52, explained
 
 MIN_NOISE = 1e-6
 """Smallest variance of known noise, as a share of the variance of y: keeps K + N positive definite."""
@@ -159,7 +159,8 @@ def _set_hyperparameters(
     """Move the model to the hyperparameters of an earlier fit, in the units of the present data."""
     y_std = y_scale.std.item()
     model.covar_module.base_kernel.lengthscale = start.lengthscale / width
-    model.covar_module.outputscale = (start.prior_std / y_std) ** 2
+    # A tensor, because of a plain number the setter would make float32.
+    model.covar_module.outputscale = start.lengthscale.new_tensor((start.prior_std / y_std) ** 2)
     if model.mean_module.raw_constant.requires_grad:
         with torch.no_grad():
             model.mean_module.constant.fill_((start.prior_mean - y_scale.mean.item()) / y_std)
@@ -240,10 +241,10 @@ class FittedGP:
         """
         if X.shape[1:] != self.x_mean.shape:
             raise SurrogateError(f"expected {len(self.x_mean)} features as in the fit, got {X.shape[1]}")
-        k = self.kernel((X.double() - self.x_mean) / self.lengthscale, self.anchors)
-        mean = self.prior_mean + k @ self.weights
-        unexplained = 1 - quadratic_form(k, self.precision)
-        std = self.prior_std * unexplained.clamp(min=MIN_VARIANCE).sqrt()
+        Z = (X.double() - self.x_mean) / self.lengthscale
+        of_mean, of_variance = explained(Z, self.anchors, self.weights, self.precision, self.kernel)
+        mean = self.prior_mean + of_mean
+        std = self.prior_std * (1 - of_variance).clamp(min=MIN_VARIANCE).sqrt()
         noise_std = self.noise_std.median().expand(len(X))  # all alike where it is learnt
         return Posterior(mean.to(X.dtype), std.to(X.dtype), noise_std.to(X.dtype))
 
