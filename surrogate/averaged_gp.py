@@ -2,8 +2,8 @@
 
     mean(x) = (m₁ + m₂) / 2,     var(x) = (v₁ + v₂) / 2 + ((m₁ - m₂) / 2)²
 
-the moments of their even mixture. A kernel with a lengthscale a feature can bend along the axes it is given and along no
-other; which axes suit is not known while observations are few. One GP takes the features as they are, the other
+the moments of their even mixture. A kernel with a lengthscale a feature can bend along the axes it is given and along
+no other; which axes suit is not known while observations are few. One GP takes the features as they are, the other
 their principal axes. Where they disagree neither is believed, and a sampler that exploits the errors of one has to
 reckon with the other: on the airfoil problem this is worth more than any other change of the surrogate that was tried
 (`experiments/benchmarks/README.md`).
@@ -111,8 +111,8 @@ class FittedAveragedGP:
 class PrincipalAxes:
     """The directions in which features vary together, each scaled to the square root of its std.
 
-    Half-way between the two usual choices: unscaled, the kernel hardly sees what varies little, though an outcome may hang
-    on just that; whitened, it gives every direction the same say, noise included.
+    Half-way between the two usual choices: unscaled, the kernel hardly sees what varies little, though an outcome may
+    hang on just that; whitened, it gives every direction the same say, noise included.
     """
 
     mean: Float[Tensor, " d"]

@@ -88,14 +88,11 @@ class ExactGP:
         Raises FitError as `fit` does, and SurrogateError for a surrogate that this recipe did not fit.
         """
         del generator
-        if not isinstance(previous, FittedGP) or (previous.kernel, previous.x_mean.shape) != (
-            self.kernel,
-            data.X.shape[1:],
-        ):
-            raise SurrogateError(
-                f"expected a Gaussian process of {data.X.shape[1]} features with the kernel {self.kernel} to start "
-                f"from, got {type(previous).__name__}: fit anew"
-            )
+        expected, got = _described(self.kernel, data.X.shape[1]), type(previous).__name__
+        if isinstance(previous, FittedGP):
+            got = _described(previous.kernel, len(previous.x_mean))
+        if not isinstance(previous, FittedGP) or got != expected:
+            raise SurrogateError(f"expected to start from {expected}, got {got}: fit anew")
         return self._fitted(data, previous, self.max_refit_iterations)
 
     def _fitted(self, data: Dataset, start: FittedGP | None, n_iterations: int) -> FittedGP:
@@ -123,6 +120,10 @@ class ExactGP:
             prior_std=y_std * math.sqrt(model.covar_module.outputscale.item()),
             noise_std=y_std * model.likelihood.noise.detach().sqrt().expand(len(data)),
         )
+
+
+def _described(kernel: Kernel, d: int) -> str:
+    return f"a Gaussian process of {d} features with the kernel {kernel}"
 
 
 def _model(

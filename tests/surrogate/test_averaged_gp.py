@@ -35,7 +35,9 @@ def noisy(n=40, noise=None):
 
 @pytest.fixture(scope="module", params=["learnt noise", "known noise"])
 def data(request):
-    return noisy(noise=torch.linspace(0.1, 0.5, 40, dtype=torch.float64) if "known" in request.param else None)
+    return noisy(
+        noise=torch.linspace(0.1, 0.5, 40, dtype=torch.float64) if "known" in request.param else None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,9 @@ class TestRefit:
     def test_refuses_what_it_did_not_fit(self):
         data = noisy()
         previous = ExactGP(max_iterations=1).fit(data, generator=seeded())
-        with pytest.raises(SurrogateError, match="an average of Gaussian processes .*got FittedGP: fit anew"):
+        with pytest.raises(
+            SurrogateError, match=r"an average of Gaussian processes .*got FittedGP: fit anew"
+        ):
             AveragedGP().refit(previous, data, generator=seeded())
 
     def test_refuses_another_kernel_and_another_width(self):
@@ -169,9 +173,7 @@ class TestPrincipalAxes:
         assert axes.mean.tolist() == [2.0, 4.0]
         basis = axes.basis[:, axes.basis.abs().sum(0).argsort()] * tensor(2.0, 3.0)[:, None]  # steep first
         half = 0.5**0.5
-        expected = tensor(
-            [half * 1.6**-0.25, half * 0.4**-0.25], [half * 1.6**-0.25, -half * 0.4**-0.25]
-        )
+        expected = tensor([half * 1.6**-0.25, half * 0.4**-0.25], [half * 1.6**-0.25, -half * 0.4**-0.25])
         signs = (basis * expected).sum(0).sign()
         torch.testing.assert_close(basis * signs, expected)
 

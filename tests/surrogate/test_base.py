@@ -79,7 +79,7 @@ def test_refuses_a_covariance_that_is_not_of_the_features(shape):
 def test_refuses_a_covariance_that_is_not_finite(value):
     covariance = torch.eye(3)
     covariance[1, 2] = value
-    with pytest.raises(FitError, match="^expected a finite covariance of the features, got one with inf or NaN"):
+    with pytest.raises(FitError, match="expected a finite covariance of the features, got one with inf"):
         Dataset(torch.zeros(5, 3), torch.zeros(5), covariance=covariance)
 
 
@@ -99,4 +99,6 @@ def test_rows_are_whole_observations_in_the_order_asked_for():
 
 def test_ordered_keeps_the_covariance():
     covariance = torch.eye(1)
-    assert Dataset(torch.zeros(2, 1), torch.zeros(2), covariance=covariance).ordered().covariance is covariance
+    assert (
+        Dataset(torch.zeros(2, 1), torch.zeros(2), covariance=covariance).ordered().covariance is covariance
+    )

@@ -122,5 +122,5 @@ class TestExplained:
         A, *others = self.parts()
         A.requires_grad_()
         (gradient,) = torch.autograd.grad(explained(A, *others, kernel)[1].sum(), A, create_graph=True)
-        with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
+        with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):
             torch.autograd.grad(gradient.sum(), A)
