@@ -33,7 +33,7 @@ from torch import Generator, Tensor
 from surrogate.base import Dataset, Posterior, Surrogate
 from surrogate.errors import FitError, SurrogateError
 from surrogate.features import Standardize
-from surrogate.kernels import RBF, Kernel, Matern52, quadratic_form
+from surrogate.kernels import RBF, Kernel, Matern52, explained
 
 MIN_NOISE = 1e-6
 """Smallest variance of known noise, as a share of the variance of y: keeps K + N positive definite."""
@@ -88,14 +88,11 @@ class ExactGP:
         Raises FitError as `fit` does, and SurrogateError for a surrogate that this recipe did not fit.
         """
         del generator
-        if not isinstance(previous, FittedGP) or (previous.kernel, previous.x_mean.shape) != (
-            self.kernel,
-            data.X.shape[1:],
-        ):
-            raise SurrogateError(
-                f"expected a Gaussian process of {data.X.shape[1]} features with the kernel {self.kernel} to start "
-                f"from, got {type(previous).__name__}: fit anew"
-            )
+        expected, got = _described(self.kernel, data.X.shape[1]), type(previous).__name__
+        if isinstance(previous, FittedGP):
+            got = _described(previous.kernel, len(previous.x_mean))
+        if not isinstance(previous, FittedGP) or got != expected:
+            raise SurrogateError(f"expected to start from {expected}, got {got}: fit anew")
         return self._fitted(data, previous, self.max_refit_iterations)
 
     def _fitted(self, data: Dataset, start: FittedGP | None, n_iterations: int) -> FittedGP:
@@ -123,6 +120,10 @@ class ExactGP:
             prior_std=y_std * math.sqrt(model.covar_module.outputscale.item()),
             noise_std=y_std * model.likelihood.noise.detach().sqrt().expand(len(data)),
         )
+
+
+def _described(kernel: Kernel, d: int) -> str:
+    return f"a Gaussian process of {d} features with the kernel {kernel}"
 
 
 def _model(
@@ -159,7 +160,8 @@ def _set_hyperparameters(
     """Move the model to the hyperparameters of an earlier fit, in the units of the present data."""
     y_std = y_scale.std.item()
     model.covar_module.base_kernel.lengthscale = start.lengthscale / width
-    model.covar_module.outputscale = (start.prior_std / y_std) ** 2
+    # A tensor, because of a plain number the setter would make float32.
+    model.covar_module.outputscale = start.lengthscale.new_tensor((start.prior_std / y_std) ** 2)
     if model.mean_module.raw_constant.requires_grad:
         with torch.no_grad():
             model.mean_module.constant.fill_((start.prior_mean - y_scale.mean.item()) / y_std)
@@ -240,10 +242,10 @@ class FittedGP:
         """
         if X.shape[1:] != self.x_mean.shape:
             raise SurrogateError(f"expected {len(self.x_mean)} features as in the fit, got {X.shape[1]}")
-        k = self.kernel((X.double() - self.x_mean) / self.lengthscale, self.anchors)
-        mean = self.prior_mean + k @ self.weights
-        unexplained = 1 - quadratic_form(k, self.precision)
-        std = self.prior_std * unexplained.clamp(min=MIN_VARIANCE).sqrt()
+        Z = (X.double() - self.x_mean) / self.lengthscale
+        of_mean, of_variance = explained(Z, self.anchors, self.weights, self.precision, self.kernel)
+        mean = self.prior_mean + of_mean
+        std = self.prior_std * (1 - of_variance).clamp(min=MIN_VARIANCE).sqrt()
         noise_std = self.noise_std.median().expand(len(X))  # all alike where it is learnt
         return Posterior(mean.to(X.dtype), std.to(X.dtype), noise_std.to(X.dtype))
 

@@ -1,5 +1,6 @@
 import math
 
+import jaxtyping
 import pytest
 import torch
 
@@ -48,3 +49,56 @@ def test_ordered_sorts_whole_observations_by_the_first_feature_then_the_next():
 
 def test_a_posterior_says_nothing_of_noise_unless_it_was_learnt():
     assert Posterior(numbers(0.0), numbers(1.0)).noise_std is None
+
+
+@pytest.fixture
+def unchecked():
+    """Without the annotations' checks, which only tests have: what a user would see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_refuses_shapes_that_disagree():
+    with pytest.raises(FitError, match=r"shape \(n, d\) and y of shape \(n,\), got \(5, 3\) and \(4,\)"):
+        Dataset(torch.zeros(5, 3), torch.zeros(4))
+    with pytest.raises(FitError, match=r"expected noise_std of shape \(5,\), got \(4,\)"):
+        Dataset(torch.zeros(5, 3), torch.zeros(5), torch.zeros(4))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("shape", [(2, 2), (3,), (3, 2), (0, 0)])
+def test_refuses_a_covariance_that_is_not_of_the_features(shape):
+    with pytest.raises(FitError, match=r"^expected a covariance of shape \(3, 3\), got \(") as refused:
+        Dataset(torch.zeros(5, 3), torch.zeros(5), covariance=torch.zeros(shape))
+    assert str(refused.value).endswith(f"got {shape}")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_refuses_a_covariance_that_is_not_finite(value):
+    covariance = torch.eye(3)
+    covariance[1, 2] = value
+    with pytest.raises(FitError, match="expected a finite covariance of the features, got one with inf"):
+        Dataset(torch.zeros(5, 3), torch.zeros(5), covariance=covariance)
+
+
+def test_rows_are_whole_observations_in_the_order_asked_for():
+    X, y = numbers([1.0, 2.0], [3.0, 4.0], [5.0, 6.0]), numbers(10.0, 20.0, 30.0)
+    rows = Dataset(X, y).rows(torch.tensor([2, 0, 0]))
+    assert rows.X.tolist() == [[5.0, 6.0], [1.0, 2.0], [1.0, 2.0]]
+    assert rows.y.tolist() == [30.0, 10.0, 10.0]
+    assert rows.noise_std is None
+    assert rows.covariance is None
+    noise_std, covariance = numbers(1.0, 2.0, 3.0), torch.eye(2)
+    rows = Dataset(X, y, noise_std, covariance).rows(torch.tensor([1]))
+    assert rows.noise_std.tolist() == [2.0]
+    assert rows.covariance is covariance
+    assert len(Dataset(X, y).rows(torch.tensor([], dtype=torch.int64))) == 0
+
+
+def test_ordered_keeps_the_covariance():
+    covariance = torch.eye(1)
+    assert (
+        Dataset(torch.zeros(2, 1), torch.zeros(2), covariance=covariance).ordered().covariance is covariance
+    )

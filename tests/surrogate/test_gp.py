@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import warnings
 
@@ -7,14 +8,16 @@ import torch
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
-from gpytorch.kernels import MaternKernel, ScaleKernel
+from gpytorch.kernels import MaternKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ZeroMean
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import GammaPrior
 
 from surrogate.base import Dataset
 from surrogate.errors import FitError, SurrogateError
-from surrogate.gp import ExactGP, FittedGP, correlation
+from surrogate.gp import ExactGP, FittedGP
+from surrogate.kernels import RBF, Matern52
+from surrogate.neural_linear import NeuralLinear
 from tests.contracts.surrogate_contract import SurrogateContract, observations, queries, seeded, wavy
 
 
@@ -22,10 +25,11 @@ def tensor(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def conditioned(data, noise=0.1):
+def conditioned(data, noise=0.1, kernel=Matern52()):
     """The GP with hyperparameters chosen by hand."""
     return FittedGP.condition(
         data,
+        kernel=kernel,
         x_mean=tensor(0.5, 0.0, -0.5),
         lengthscale=tensor(0.7, 1.0, 2.0),
         prior_mean=0.4,
@@ -40,13 +44,32 @@ class TestContract(SurrogateContract):
         return ExactGP(max_iterations=300)
 
 
+class TestContractRBF(SurrogateContract):
+    """Of few iterations: many find that the data have hardly any noise, and then rounding decides the std near them."""
+
+    @pytest.fixture
+    def recipe(self):
+        return ExactGP(max_iterations=20, kernel=RBF())
+
+
+class TestContractOfFeaturesThatAreNotScaled(SurrogateContract):
+    """Of few iterations: where the likelihood is flat, rounding decides where many end."""
+
+    @pytest.fixture
+    def recipe(self):
+        return ExactGP(max_iterations=20, scales_features=False)
+
+
 class TestPosterior:
-    def test_matches_the_closed_form_in_numpy(self):
+    @pytest.mark.parametrize("recipe", [Matern52(), RBF()], ids=["matern", "rbf"])
+    def test_matches_the_closed_form_in_numpy(self, recipe):
         data, X = observations(), queries()
-        posterior = conditioned(data).posterior(X)
+        posterior = conditioned(data, kernel=recipe).posterior(X)
 
         def kernel(A, B):
             r = np.sqrt((((A[:, None] - B[None]) / np.array([0.7, 1.0, 2.0])) ** 2).sum(-1))
+            if recipe == RBF():
+                return 1.5**2 * np.exp(-(r**2) / 2)
             return 1.5**2 * (1 + math.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-math.sqrt(5) * r)
 
         k = kernel(X.numpy(), data.X.numpy())
@@ -56,17 +79,22 @@ class TestPosterior:
         np.testing.assert_allclose(posterior.mean.numpy(), mean, atol=1e-10)
         np.testing.assert_allclose(posterior.std.numpy(), np.sqrt(variance), atol=1e-10)
 
+    @pytest.mark.parametrize(
+        ("kernel", "theirs"),
+        [(Matern52(), MaternKernel(2.5, ard_num_dims=3)), (RBF(), RBFKernel(ard_num_dims=3))],
+        ids=["matern", "rbf"],
+    )
     @pytest.mark.parametrize("is_noise_known", [False, True])
-    def test_matches_botorch(self, is_noise_known):
+    def test_matches_botorch(self, is_noise_known, kernel, theirs):
         data, X = observations(), torch.cat([queries(), observations().X])
         if is_noise_known:
             data = Dataset(data.X, data.y, torch.linspace(0.05, 0.4, len(data), dtype=torch.float64))
-        fitted = ExactGP().fit(data, generator=seeded())
+        fitted = ExactGP(kernel=kernel).fit(data, generator=seeded())
         model = SingleTaskGP(
             data.X,
             ((data.y - fitted.prior_mean) / fitted.prior_std).unsqueeze(1),
             (fitted.noise_std / fitted.prior_std).square().unsqueeze(1),
-            covar_module=MaternKernel(2.5, ard_num_dims=3),
+            covar_module=theirs,
             mean_module=ZeroMean(),
             outcome_transform=None,
         )
@@ -76,6 +104,18 @@ class TestPosterior:
         std = fitted.prior_std * expected.variance.sqrt().squeeze(1)
         torch.testing.assert_close(posterior.mean, mean.detach(), atol=1e-8, rtol=0)
         torch.testing.assert_close(posterior.std, std.detach(), atol=1e-8, rtol=0)
+
+    def test_tells_the_noise_that_was_learnt(self):
+        fitted = conditioned(observations(), noise=0.1)
+        posterior = fitted.posterior(queries().float())
+        assert posterior.noise_std.dtype == torch.float32
+        assert posterior.noise_std.tolist() == pytest.approx([0.1] * 6)
+
+    def test_of_known_noise_it_tells_the_median(self):
+        noise = tensor(0.1, 0.2, 0.3, 5.0, 0.1)
+        data = Dataset(observations(5).X, observations(5).y, noise)
+        fitted = ExactGP(max_iterations=1).fit(data, generator=seeded())
+        assert fitted.posterior(queries()).noise_std.tolist() == pytest.approx([0.2] * 6)
 
     def test_is_the_prior_far_from_the_data(self):
         posterior = conditioned(observations()).posterior(torch.full((1, 3), 1e4))
@@ -176,17 +216,149 @@ class TestFit:
         with pytest.raises(SurrogateError, match="max_iterations must be at least 1, got 0"):
             ExactGP(max_iterations=0)
 
+    def test_refuses_fewer_than_no_iterations_of_a_refit(self):
+        with pytest.raises(SurrogateError, match="max_refit_iterations must be at least 0, got -1"):
+            ExactGP(max_refit_iterations=-1)
 
-class TestCorrelation:
-    def test_matches_gpytorch(self):
-        A, B = torch.randn(7, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-        kernel = MaternKernel(2.5).double()
-        kernel.lengthscale = 1.0
-        torch.testing.assert_close(correlation(A, B), kernel(A, B).to_dense().detach())
+    def test_finds_what_botorch_finds_for_an_rbf_kernel(self):
+        X = torch.rand(60, 2, generator=seeded(), dtype=torch.float64)
+        y = torch.sin(6 * X[:, 0]) + X[:, 1]
+        model = SingleTaskGP(
+            X,
+            ((y - y.mean()) / y.std()).unsqueeze(1),
+            covar_module=ScaleKernel(
+                get_covar_module_with_dim_scaled_prior(ard_num_dims=2, use_rbf_kernel=True),
+                outputscale_prior=GammaPrior(2.0, 0.15),
+            ),
+            outcome_transform=None,
+        )
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+        expected = model.covar_module.base_kernel.lengthscale.detach().squeeze(0)
+        fitted = ExactGP(max_iterations=300, kernel=RBF()).fit(Dataset(X, y), generator=seeded())
+        assert fitted.kernel == RBF()
+        torch.testing.assert_close(fitted.lengthscale, expected, rtol=0.1, atol=0)
 
-    def test_is_1_with_gradient_0_at_distance_0(self):
-        A = torch.randn(5, 3, generator=seeded(), dtype=torch.float64, requires_grad=True)
-        diagonal = correlation(A, A.detach()).diagonal()
-        (gradient,) = torch.autograd.grad(diagonal.sum(), A)
-        torch.testing.assert_close(diagonal.detach(), torch.ones(5, dtype=torch.float64))
-        torch.testing.assert_close(gradient, torch.zeros_like(A))
+    def test_units_matter_where_features_are_not_scaled(self):
+        """The lengthscale prior is then one of these units; a huge spread makes neighbours strangers."""
+        data, recipe = observations(), ExactGP(scales_features=False)
+        as_they_are = recipe.fit(data, generator=seeded()).lengthscale
+        stretched = recipe.fit(Dataset(1e3 * data.X, data.y), generator=seeded()).lengthscale
+        assert (stretched / as_they_are < 500).any()
+
+    def test_of_unit_spread_scaling_makes_no_difference(self):
+        X = observations().X
+        data = Dataset((X - X.mean(0)) / X.std(0), observations().y)
+        scaled, unscaled = (
+            ExactGP(max_iterations=5, scales_features=is_scaled).fit(data, generator=seeded())
+            for is_scaled in (True, False)
+        )
+        # Both are the same model only if the width of unscaled features is that of a uniform distribution of std 1.
+        torch.testing.assert_close(scaled.lengthscale, unscaled.lengthscale, rtol=1e-6, atol=0)
+        assert scaled.prior_std == pytest.approx(unscaled.prior_std, rel=1e-6)
+
+
+def noisy(n, seed=4):
+    X = torch.randn(n, 3, generator=seeded(seed), dtype=torch.float64)
+    return Dataset(X, 7 * (wavy(X) + 0.3 * torch.randn(n, generator=seeded(seed), dtype=torch.float64)) - 2)
+
+
+def hyperparameters(fitted):
+    """Those of learnt noise, all in the units of X and y."""
+    learnt = tensor(fitted.prior_mean, fitted.prior_std, fitted.noise_std[0].item())
+    return torch.cat([fitted.lengthscale, learnt])
+
+
+@pytest.fixture(scope="module")
+def earlier():
+    data = noisy(80)
+    return ExactGP(max_iterations=300).fit(Dataset(data.X[:70], data.y[:70]), generator=seeded())
+
+
+class TestRefit:
+    @pytest.mark.parametrize("kernel", [Matern52(), RBF()], ids=["matern", "rbf"])
+    @pytest.mark.parametrize("scales_features", [True, False])
+    def test_without_iterations_it_keeps_the_hyperparameters(self, kernel, scales_features):
+        data, recipe = noisy(80), ExactGP(kernel=kernel, scales_features=scales_features)
+        recipe = dataclasses.replace(recipe, max_refit_iterations=0)
+        earlier = recipe.fit(Dataset(data.X[:50], data.y[:50]), generator=seeded())
+        refit = recipe.refit(earlier, data, generator=seeded())
+        torch.testing.assert_close(hyperparameters(refit), hyperparameters(earlier), rtol=1e-9, atol=1e-9)
+        anew = FittedGP.condition(
+            data,
+            kernel=kernel,
+            x_mean=data.X.mean(0),
+            lengthscale=earlier.lengthscale,
+            prior_mean=earlier.prior_mean,
+            prior_std=earlier.prior_std,
+            noise_std=earlier.noise_std[:1].expand(80),
+        )
+        torch.testing.assert_close(refit.posterior(queries()).mean, anew.posterior(queries()).mean)
+        torch.testing.assert_close(refit.posterior(queries()).std, anew.posterior(queries()).std)
+
+    def test_a_few_iterations_find_what_a_fit_finds_in_many(self, earlier):
+        """Beliefs are compared: along a ridge of the likelihood hyperparameters differ that predict the same."""
+        data, X = noisy(80), queries(100)
+        optimum = ExactGP(max_iterations=300).fit(data, generator=seeded()).posterior(X)
+
+        def distance(fitted):
+            posterior = fitted.posterior(X)
+            of_mean = ((posterior.mean - optimum.mean) / optimum.std).abs().max().item()
+            return of_mean, (posterior.std / optimum.std).log().abs().max().item()
+
+        kept, warm = (
+            distance(ExactGP(max_refit_iterations=k).refit(earlier, data, generator=seeded())) for k in (0, 8)
+        )
+        cold = distance(ExactGP(max_iterations=8).fit(data, generator=seeded()))
+        assert warm[0] < 0.1
+        assert warm[1] < 0.03
+        assert warm[0] < 0.8 * kept[0]
+        assert warm[1] < 0.9 * kept[1]
+        assert cold[0] > 1
+        assert cold[1] > 0.3
+
+    def test_iterations_do_move_the_hyperparameters(self, earlier):
+        refit = ExactGP(max_refit_iterations=5).refit(earlier, noisy(80), generator=seeded())
+        assert not torch.allclose(hyperparameters(refit), hyperparameters(earlier), rtol=1e-3)
+
+    def test_leaves_the_previous_fit_alone(self, earlier):
+        before = hyperparameters(earlier).clone()
+        posterior = earlier.posterior(queries())
+        ExactGP().refit(earlier, noisy(80), generator=seeded())
+        assert torch.equal(hyperparameters(earlier), before)
+        assert torch.equal(earlier.posterior(queries()).mean, posterior.mean)
+
+    def test_known_noise_is_that_of_the_data(self, earlier):
+        data = Dataset(noisy(80).X, noisy(80).y, torch.linspace(1.0, 4.0, 80, dtype=torch.float64))
+        refit = ExactGP().refit(earlier, data, generator=seeded())
+        torch.testing.assert_close(refit.noise_std, data.noise_std)
+
+    def test_noise_learnt_after_it_was_known_starts_from_a_finite_value(self):
+        data = Dataset(noisy(80).X, noisy(80).y, torch.zeros(80, dtype=torch.float64))
+        earlier = ExactGP().fit(data, generator=seeded())
+        refit = ExactGP(max_refit_iterations=50).refit(earlier, noisy(80), generator=seeded())
+        assert refit.noise_std[0].item() == pytest.approx(7 * 0.3, rel=0.3)
+
+    def test_a_mean_that_is_not_learnt_is_the_average_of_all_the_data(self):
+        recipe = ExactGP(learns_mean=False)
+        earlier = recipe.fit(Dataset(noisy(80).X[:20], noisy(80).y[:20]), generator=seeded())
+        refit = recipe.refit(earlier, noisy(80), generator=seeded())
+        assert refit.prior_mean == pytest.approx(noisy(80).y.mean().item())
+
+    def test_refuses_another_kernel(self, earlier):
+        said = r"from a Gaussian process of 3 features with the kernel RBF\(\), got .* of 3 .* Matern52\(\): fit anew"
+        with pytest.raises(SurrogateError, match=said):
+            ExactGP(kernel=RBF()).refit(earlier, noisy(80), generator=seeded())
+
+    def test_refuses_another_width(self, earlier):
+        data = Dataset(noisy(80).X[:, :2], noisy(80).y)
+        with pytest.raises(SurrogateError, match=r"expected .* of 2 features .* got .* of 3 features"):
+            ExactGP().refit(earlier, data, generator=seeded())
+
+    def test_refuses_a_surrogate_of_another_kind(self):
+        previous = NeuralLinear(n_iterations=1).fit(noisy(80), generator=seeded())
+        with pytest.raises(SurrogateError, match="got FittedNeuralLinear: fit anew"):
+            ExactGP().refit(previous, noisy(80), generator=seeded())
+
+    def test_refuses_fewer_than_two_observations(self, earlier):
+        with pytest.raises(FitError, match="at least 2 observations, got 1"):
+            ExactGP().refit(earlier, Dataset(noisy(80).X[:1], noisy(80).y[:1]), generator=seeded())

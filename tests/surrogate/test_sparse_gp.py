@@ -7,6 +7,7 @@ import torch
 from surrogate.base import Dataset
 from surrogate.errors import SurrogateError
 from surrogate.gp import ExactGP, FittedGP
+from surrogate.kernels import RBF, Matern52
 from surrogate.sparse_gp import NUGGET, FittedSparseGP, SparseGP
 from tests.contracts.surrogate_contract import SurrogateContract, observations, queries, seeded, wavy
 
@@ -17,15 +18,24 @@ class TestContract(SurrogateContract):
         return SparseGP(n_inducing=32, max_iterations=300)  # of the 40 observations
 
 
+class TestContractRBF(SurrogateContract):
+    """Of few iterations, as in the exact GP's."""
+
+    @pytest.fixture
+    def recipe(self):
+        return SparseGP(n_inducing=32, max_iterations=20, kernel=RBF())
+
+
 def noisy(n, std=0.3, seed=4):
     data = observations(n, seed)
     return Dataset(data.X, data.y + std * torch.randn(n, generator=seeded(seed), dtype=torch.float64))
 
 
-def on_a_subset(data, m, noise=0.3):
+def on_a_subset(data, m, noise=0.3, kernel=Matern52()):
     """An exact GP on the first m rows, hyperparameters chosen by hand."""
     return FittedGP.condition(
         Dataset(data.X[:m], data.y[:m]),
+        kernel=kernel,
         x_mean=torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64),
         lengthscale=torch.tensor([0.7, 1.0, 2.0], dtype=torch.float64),
         prior_mean=0.4,
@@ -34,11 +44,13 @@ def on_a_subset(data, m, noise=0.3):
     )
 
 
-def numpy_posterior(data, m, X, noise_std):
+def numpy_posterior(data, m, X, noise_std, recipe):
     """Titsias 2009, equation by equation: q(f_u) = N(K_uu A⁻¹ K_uf N⁻¹ y, K_uu A⁻¹ K_uu)."""
 
     def kernel(A, B):
         r = np.sqrt((((A[:, None] - B[None]) / np.array([0.7, 1.0, 2.0])) ** 2).sum(-1))
+        if recipe == RBF():
+            return 1.5**2 * np.exp(-(r**2) / 2)
         return 1.5**2 * (1 + np.sqrt(5) * r + 5 / 3 * r**2) * np.exp(-np.sqrt(5) * r)
 
     U, F, T = data.X[:m].numpy(), data.X.numpy(), X.numpy()
@@ -52,16 +64,17 @@ def numpy_posterior(data, m, X, noise_std):
     return mean, np.sqrt(variance)
 
 
+@pytest.mark.parametrize("kernel", [Matern52(), RBF()], ids=["matern", "rbf"])
 @pytest.mark.parametrize("is_noise_known", [False, True])
-def test_matches_the_variational_posterior_in_numpy(is_noise_known):
+def test_matches_the_variational_posterior_in_numpy(is_noise_known, kernel):
     data, X = noisy(60), torch.cat([queries(), 5 * queries()])
     noise_std = torch.full((60,), 0.3, dtype=torch.float64)
     if is_noise_known:
         noise_std = torch.linspace(0.1, 0.6, 60, dtype=torch.float64)
         data = Dataset(data.X, data.y, noise_std)
-    fitted = FittedSparseGP.condition(data, on_a_subset(data, 12))
+    fitted = FittedSparseGP.condition(data, on_a_subset(data, 12, kernel=kernel))
     posterior = fitted.posterior(X)
-    mean, std = numpy_posterior(data, 12, X, noise_std)
+    mean, std = numpy_posterior(data, 12, X, noise_std, kernel)
     np.testing.assert_allclose(posterior.mean.numpy(), mean, atol=1e-8)
     np.testing.assert_allclose(posterior.std.numpy(), std, atol=1e-8)
     np.testing.assert_allclose(posterior.noise_std.numpy(), noise_std.median().item())
@@ -137,5 +150,15 @@ def test_refusals():
         SparseGP(max_iterations=0)
 
 
+def test_its_kernel_is_the_one_asked_for():
+    fitted = SparseGP(n_inducing=20, max_iterations=2, kernel=RBF()).fit(observations(), generator=seeded())
+    assert fitted.kernel == RBF()
+
+
 def test_a_recipe_is_settings_only():
-    assert dataclasses.asdict(SparseGP()) == {"n_inducing": 512, "max_iterations": 30, "learns_mean": True}
+    assert {f.name: getattr(SparseGP(), f.name) for f in dataclasses.fields(SparseGP)} == {
+        "n_inducing": 512,
+        "max_iterations": 30,
+        "learns_mean": True,
+        "kernel": Matern52(),
+    }

@@ -12,13 +12,16 @@ from safetensors.torch import save as bytes_of
 
 import surrogate
 from surrogate import state
+from surrogate.averaged_gp import AveragedGP
 from surrogate.base import Dataset, Posterior, Surrogate
 from surrogate.ensemble import DeepEnsemble
 from surrogate.errors import SurrogateError
 from surrogate.feasibility import ConstantFeasibility, Feasibility, GPFeasibility
 from surrogate.features import Flatten
 from surrogate.gp import ExactGP
+from surrogate.kernels import RBF
 from surrogate.neural_linear import NeuralLinear
+from surrogate.sparse_gp import SparseGP
 from tests.contracts.surrogate_contract import observations, queries, seeded
 
 ENSEMBLE = DeepEnsemble(n_members=2, width=4, n_iterations=1)
@@ -27,6 +30,11 @@ RECIPES = {
     "ensemble": ENSEMBLE,
     "ensemble that learns noise": dataclasses.replace(ENSEMBLE, learns_noise=True),
     "gp": ExactGP(max_iterations=1),
+    "gp with another kernel": ExactGP(max_iterations=1, kernel=RBF()),
+    "sparse_gp": SparseGP(n_inducing=5, max_iterations=1),
+    "sparse_gp with another kernel": SparseGP(n_inducing=5, max_iterations=1, kernel=RBF()),
+    "averaged_gp": AveragedGP(max_iterations=1),
+    "averaged_gp with another kernel": AveragedGP(max_iterations=1, kernel=RBF()),
     "neural_linear": NeuralLinear(width=3, n_iterations=1, n_draws=2),
 }
 
@@ -103,6 +111,8 @@ class TestRoundTrip:
             one, other = before.posterior(X), after.posterior(X)
             assert torch.equal(one.mean, other.mean)
             assert torch.equal(one.std, other.std)
+            told = (posterior.noise_std for posterior in (one, other))
+            assert_same_bits(*told)
         else:
             assert torch.equal(before.log_probability(queries()), after.log_probability(queries()))
 
@@ -138,12 +148,20 @@ class TestRoundTrip:
         state.save(gp, tmp_path)
         assert_same_bits(state.load(tmp_path), gp)
 
-    def test_refits_from_what_was_saved_as_from_what_was_fitted(self, saved):
+    @pytest.mark.parametrize("name", ["ensemble", "gp", "averaged_gp"])
+    def test_refits_from_what_was_saved_as_from_what_was_fitted(self, name, tmp_path):
+        state.save(fitted(name), tmp_path)
         refits = [
-            ENSEMBLE.refit(start, observations(), generator=seeded())
-            for start in (state.load(saved), fitted("ensemble"))
+            RECIPES[name].refit(start, observations(), generator=seeded())
+            for start in (state.load(tmp_path), fitted(name))
         ]
         assert_same_bits(*refits)
+
+    def test_a_kernel_that_is_none_is_refused(self, tmp_path):
+        state.save(fitted("gp"), tmp_path)
+        changed(tmp_path, lambda s: s["root"]["fields"].update(kernel="rbf"))
+        with pytest.raises(SurrogateError, match="expected kernel of FittedGP to be Kernel, got 'rbf'"):
+            state.load(tmp_path)
 
 
 class Homemade:
