@@ -130,7 +130,7 @@ class PrincipalAxes:
             observed = Standardize.fit(X)
             centred = observed(X.double()) * observed.std
             covariance = (centred.T @ centred + d * torch.diag(observed.std.square())) / (n + d)
-        scale = covariance.double().diagonal().clamp(min=0).sqrt()
+        scale = covariance.double().diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
         variance, directions = torch.linalg.eigh(covariance.double() / torch.outer(scale, scale))
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))

@@ -42,7 +42,7 @@ def data(request):
 
 @pytest.fixture(scope="module")
 def fitted(data):
-    return AveragedGP().fit(data, generator=seeded())
+    return AveragedGP(max_iterations=7).fit(data, generator=seeded())
 
 
 class TestPosterior:
@@ -69,14 +69,18 @@ class TestPosterior:
         assert noise_std.tolist() == pytest.approx([expected] * 6)
 
     def test_is_two_exact_gps(self, fitted, data):
-        plain = ExactGP().fit(data, generator=seeded())
+        plain = ExactGP(max_iterations=7).fit(data, generator=seeded())
         assert torch.equal(fitted.as_they_are.lengthscale, plain.lengthscale)
         axes = PrincipalAxes.fit(data.X)
         assert torch.equal(fitted.axes.basis, axes.basis)
-        turned = ExactGP(scales_features=False).fit(
+        turned = ExactGP(max_iterations=7, scales_features=False).fit(
             Dataset(axes(data.X), data.y, data.noise_std), generator=seeded()
         )
         assert torch.equal(fitted.along_axes.lengthscale, turned.lengthscale)
+
+    def test_both_have_the_kernel_that_was_asked_for(self):
+        fitted = AveragedGP(max_iterations=1, kernel=RBF()).fit(noisy(), generator=seeded())
+        assert fitted.as_they_are.kernel == fitted.along_axes.kernel == RBF()
 
     def test_a_covariance_decides_the_axes(self):
         data, covariance = noisy(), torch.diag(tensor(1.0, 4.0, 9.0)) + 0.5
