@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
-from surrogate.averaged_gp import AveragedGP
+from surrogate.averaged_gp import AveragedGP, FittedAveragedGP
 from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.errors import SurrogateError
 from surrogate.feasibility import Feasibility, FeasibilityModel, GPFeasibility
@@ -79,11 +79,13 @@ class Auto:
         return self.choose(*data.X.shape).recipe.fit(data, generator=generator)
 
     def refit(self, previous: Surrogate, data: Dataset, *, generator: Generator) -> Surrogate:
-        """Return the chosen surrogate, trained on from `previous` where that is neural-linear as well.
+        """Return the chosen surrogate, from what `previous` found where that is of the same kind; else fitted anew.
 
-        All others are fitted anew. Raises FitError as the chosen recipe does.
+        A sparse GP is always fitted anew. Raises FitError as the chosen recipe does.
         """
         recipe = self.choose(*data.X.shape).recipe
+        if isinstance(recipe, AveragedGP) and isinstance(previous, FittedAveragedGP):
+            return recipe.refit(previous, data, generator=generator)
         if isinstance(recipe, NeuralLinear) and isinstance(previous, FittedNeuralLinear):
             return recipe.refit(previous, data, generator=generator)
         return recipe.fit(data, generator=generator)

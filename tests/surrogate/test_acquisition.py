@@ -18,6 +18,7 @@ from surrogate.ensemble import DeepEnsemble
 from surrogate.errors import SurrogateError
 from surrogate.gp import FittedGP
 from surrogate.improvement import LogExpectedImprovement, LogProbabilityOfImprovement
+from surrogate.kernels import Matern52
 from tests.contracts.surrogate_contract import observations, queries, seeded
 
 ISLANDS = torch.tensor([0, 1])
@@ -29,6 +30,7 @@ def gp():
     one = torch.ones(1, dtype=torch.float64)
     return FittedGP.condition(
         Dataset(0 * one.unsqueeze(1), 2 * one),
+        kernel=Matern52(),
         x_mean=0 * one,
         lengthscale=one,
         prior_mean=0.0,
@@ -117,10 +119,9 @@ class TestSchedules:
         half = GrowingUCB(scale=0.5, n_candidates=1000, delta=0.05).given(observations(20))
         assert half.beta == pytest.approx(grown.beta / 2)
 
-    def test_decaying_halves(self):
-        betas = [DecayingUCB(start=3.0, halving=32).given(observations(n)).beta for n in (2, 34, 66)]
-        assert betas[1:] == pytest.approx([betas[0] / 2, betas[0] / 4])
-        assert betas[0] == pytest.approx(3 * 0.5 ** (2 / 32))
+    def test_decaying_is_half_after_so_many_and_a_quarter_after_three_times_as_many(self):
+        betas = [DecayingUCB(start=3.0, half=32).given(observations(n)).beta for n in (2, 32, 96)]
+        assert betas == pytest.approx([3 / (1 + 2 / 32), 1.5, 0.75])
 
     @pytest.mark.parametrize("ucb", [GrowingUCB(), DecayingUCB()])
     def test_has_no_beta_without_data(self, gp, ucb):
@@ -136,8 +137,8 @@ class TestSchedules:
                 lambda: GrowingUCB(1.0, n_candidates=0, delta=1.0),
                 "of at least 1, got 0; delta between 0 and 1, got 1",
             ),
-            (lambda: DecayingUCB(start=math.inf, halving=1), "start inf"),
-            (lambda: DecayingUCB(start=1.0, halving=0), "halving 0"),
+            (lambda: DecayingUCB(start=math.inf, half=1), "start inf"),
+            (lambda: DecayingUCB(start=1.0, half=0), "half 0"),
             (lambda: UCB(math.nan), "beta must be a finite number, got nan"),
         ],
     )

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from surrogate.auto import Auto, AutoFeasibility
+from surrogate.averaged_gp import AveragedGP, FittedAveragedGP
 from surrogate.base import Dataset, SupportsRefit
 from surrogate.errors import SurrogateError
 from surrogate.feasibility import FeasibilityModel, GPFeasibility, ProbitFeasibility
 from surrogate.feasibility_ensemble import EnsembleFeasibility, FittedEnsembleFeasibility
-from surrogate.gp import ExactGP, FittedGP
 from surrogate.neural_linear import FittedNeuralLinear, NeuralLinear
 from surrogate.sparse_gp import FittedSparseGP, SparseGP
 from tests.contracts.surrogate_contract import SurrogateContract, observations, queries, seeded
@@ -25,8 +25,8 @@ class TestContract(SurrogateContract):
 @pytest.mark.parametrize(
     ("n", "recipe"),
     [
-        (2, ExactGP()),
-        (1000, ExactGP()),
+        (2, AveragedGP()),
+        (1000, AveragedGP()),
         (1001, SparseGP(n_inducing=1000)),
         (4000, SparseGP(n_inducing=1000)),
         (4001, NeuralLinear()),
@@ -41,7 +41,8 @@ def test_chooses_by_n_and_says_why(n, d, recipe):
 
 
 @pytest.mark.parametrize(
-    ("n", "fitted"), [(20, FittedGP), (21, FittedSparseGP), (30, FittedSparseGP), (31, FittedNeuralLinear)]
+    ("n", "fitted"),
+    [(20, FittedAveragedGP), (21, FittedSparseGP), (30, FittedSparseGP), (31, FittedNeuralLinear)],
 )
 def test_fits_what_it_chooses(n, fitted):
     data = observations(n)
@@ -54,6 +55,10 @@ def test_fits_what_it_chooses(n, fitted):
 def test_refits_what_can_be_and_fits_the_rest():
     assert isinstance(SMALL, SupportsRefit)
     few, more, many = observations(25), observations(40), observations(60)
+    first, second = observations(10), observations(18)
+    averaged = SMALL.refit(SMALL.fit(first, generator=seeded()), second, generator=seeded())
+    expected = AveragedGP().refit(AveragedGP().fit(first, generator=seeded()), second, generator=seeded())
+    assert torch.equal(averaged.posterior(queries()).mean, expected.posterior(queries()).mean)
     sparse = SMALL.fit(few, generator=seeded())
     anew = SMALL.refit(sparse, more, generator=seeded())
     assert torch.equal(

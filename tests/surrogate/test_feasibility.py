@@ -13,6 +13,7 @@ from surrogate.feasibility import (
     ProbitFeasibility,
 )
 from surrogate.gp import FittedGP
+from surrogate.kernels import Matern52
 from tests.contracts.surrogate_contract import seeded
 
 
@@ -77,6 +78,7 @@ def left_out_score(fitted, X, labels, slope):
         others = torch.arange(n) != i
         without = FittedGP.condition(
             Dataset(X[others], labels[others]),
+            kernel=Matern52(),
             x_mean=gp.x_mean,
             lengthscale=gp.lengthscale,
             prior_mean=gp.prior_mean,

@@ -10,6 +10,7 @@ from surrogate.base import Dataset
 from surrogate.errors import SurrogateError
 from surrogate.gp import ExactGP, FittedGP
 from surrogate.improvement import LogExpectedImprovement, LogProbabilityOfImprovement, log_h
+from surrogate.kernels import Matern52
 from tests.contracts.surrogate_contract import observations, queries, seeded
 
 POINTS = [
@@ -69,6 +70,7 @@ def gp():
     one = torch.ones(1, dtype=torch.float64)
     return FittedGP.condition(
         Dataset(0 * one.unsqueeze(1), 2 * one),
+        kernel=Matern52(),
         x_mean=0 * one,
         lengthscale=one,
         prior_mean=0.0,
