@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -32,8 +33,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from bbo.config.plan import load_plan
+from bbo.ledger import Query
 from bbo.objective import value_of
-from bbo.steering import SteeredPrior
 from experiments.problems.airfoil import CONFIG
 from oracles.evaluation import VALUE
 from oracles.jpeg import JpegSizeOracle
@@ -84,7 +85,7 @@ def predicted(
 
 # ------------------------------------------------------------------- campaigns
 def airfoil(seed: int, budget: int) -> dict[str, list[Predicted]]:
-    """Run the demo's campaign, then predict each of its batches from those before."""
+    """Run the demo's campaign, and take what it predicted; then let an ensemble predict each of its batches."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"campaign.seed={seed}", f"campaign.budget={budget}", f"campaign.directory={folder}/run"]
@@ -93,11 +94,24 @@ def airfoil(seed: int, budget: int) -> dict[str, list[Predicted]]:
             queries = opened.ledger.queries()
             X = opened.executor.encode(opened.designs(queries)).double()
             y = torch.tensor([value_of(query, VALUE) for query in queries], dtype=torch.float64)
-            method = opened.method
-    if not isinstance(method, SteeredPrior):
-        raise TypeError(f"expected the demo to steer the prior, got {type(method).__name__}")
-    recipes = {"airfoil": method.surrogate, "airfoil_ensemble": DeepEnsemble()}
-    return {name: _replayed(recipe, X, y) for name, recipe in recipes.items()}
+    return {"airfoil": _recorded(queries, y), "airfoil_ensemble": _replayed(DeepEnsemble(), X, y)}
+
+
+def _recorded(queries: Sequence[Query], y: Float[Tensor, " n"]) -> list[Predicted]:
+    """Return every batch but the first as the campaign predicted it; a failed query, NaN in y, is left out."""
+    mean, std = (
+        torch.tensor([math.nan if p is None else p for p in predictions], dtype=torch.float64)
+        for predictions in ([q.predicted_mean for q in queries], [q.predicted_std for q in queries])
+    )
+    batches = []
+    for start in range(BATCH_SIZE, len(y), BATCH_SIZE):
+        before, new = y[:start], slice(start, start + BATCH_SIZE)
+        known, answered = before[before.isfinite()], y[new].isfinite()
+        scale = known.std()
+        posterior = Posterior((mean[new] - known.mean()) / scale, std[new] / scale)
+        at_answered = Posterior(posterior.mean[answered], posterior.std[answered])
+        batches.append(predicted(start, at_answered, known, y[new][answered]))
+    return batches
 
 
 def _replayed(recipe: SurrogateModel, X: Float[Tensor, "n d"], y: Float[Tensor, " n"]) -> list[Predicted]:

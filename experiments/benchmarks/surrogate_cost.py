@@ -33,12 +33,13 @@ from bbo.potential import Potential
 from experiments.problems.airfoil import airfoil_prior, prior_designs, values
 from smc.sampler import SamplerConfig, sample
 from surrogate.acquisition import UCB
+from surrogate.auto import Auto
 from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.ensemble import DeepEnsemble
 from surrogate.gp import ExactGP
 from surrogate.neural_linear import NeuralLinear
 
-SCALABLE: SurrogateModel = DeepEnsemble()
+SCALABLE: SurrogateModel = Auto()
 """What is fitted for `round_10000_vs_500`."""
 N_QUERIES = 256
 N_HELD_OUT = 500
