@@ -442,3 +442,34 @@ def test_asking_for_nothing_is_refused(tmp_path):
 def test_retry_needs_an_oracle_that_says_it_may_be_asked_twice(tmp_path):
     with pytest.raises(ConfigError, match="does not declare itself idempotent"):
         opened(tmp_path / "run", in_doubt=InDoubt.RETRY)
+
+
+def test_a_method_is_told_how_features_vary_and_how_earlier_rounds_fared(tmp_path):
+    with opened(tmp_path / "run", budget=16) as campaign:
+        campaign.run()
+        observed, queries = campaign.observations(), campaign.ledger.queries()
+    assert torch.equal(observed.covariance, campaign.executor.covariance)
+    assert [h.round for h in observed.rounds] == [1, 2, 3]
+    errors = [
+        (q.evaluation.outcomes["value"] - q.predicted_mean) / q.predicted_std for q in queries if q.round == 2
+    ]
+    assert observed.rounds[1].mean_error == pytest.approx(sum(errors) / 4)
+    assert {h.kl_coef for h in observed.rounds} == {0.1}
+
+
+def test_a_temperature_that_is_found_is_found_again_after_an_interruption(tmp_path):
+    method = SteeredPrior(sampler=SamplerConfig(n_islands=4, n_particles=8))
+    with opened(tmp_path / "whole", method=method) as campaign:
+        campaign.run()
+        expected = [(q.provenance.get("kl_coef"), q.predicted_mean) for q in campaign.ledger.queries()]
+    oracle = FunctionOracle(
+        dying_at(14), is_idempotent=True
+    )  # the fourteenth call only; asked again, it answers
+    torn = {"oracle": oracle, "method": method, "in_doubt": InDoubt.RETRY}
+    with opened(tmp_path / "torn", **torn) as campaign, pytest.raises(KeyboardInterrupt):
+        campaign.run()
+    with opened(tmp_path / "torn", **torn) as campaign:
+        campaign.run()
+        found = [(q.provenance.get("kl_coef"), q.predicted_mean) for q in campaign.ledger.queries()]
+    assert found == expected
+    assert len({kl_coef for kl_coef, _ in found[4:]}) > 1

@@ -49,6 +49,15 @@ def test_predictions_are_on_the_scale_of_the_outcomes():
     torch.testing.assert_close(predicted.std, torch.tensor([6.0, 9.0], dtype=torch.float64))
 
 
+def test_predictions_are_of_what_is_observed_noise_included():
+    class NoisyLine(Line):
+        def posterior(self, X):
+            return Posterior(10 * X[:, 0], torch.full((2,), 3.0).to(X), torch.full((2,), 4.0).to(X))
+
+    predicted = Potential(NoisyLine(), UCB(), 0.1, y_std=2.0).predicted(X)
+    torch.testing.assert_close(predicted.std, torch.tensor([10.0, 10.0], dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"kl_coef": 0.0}, {"kl_coef": -1.0}, {"kl_coef": float("inf")}, {"n_shards": 0}]
 )

@@ -89,8 +89,8 @@ class TestDraws:
         assert all(p.row // 4 == p.island for p in picks)
 
     def test_follow_the_weights(self):
-        log_w = torch.log(torch.tensor([[0.1, 0.2, 0.7]]))
-        counts = torch.zeros(3)
+        log_w = torch.log(torch.tensor([[0.5, 0.3, *[0.01] * 20]]))
+        counts = torch.zeros(22)
         for seed in range(2000):
             counts[draw([result(log_w)], 1, seed)[0].row] += 1
         torch.testing.assert_close(counts / 2000, log_w.exp()[0], atol=0.04, rtol=0)

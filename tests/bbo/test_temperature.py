@@ -72,8 +72,8 @@ class TestSearch:
 
     def test_begins_where_the_last_round_was_and_stops_at_once_when_that_will_do(self):
         measure = Measured(lambda kl_coef: 1.1 / kl_coef)
-        assert Budgeted().kl_coef(10.0, measure, rounds(0.0, kl_coef=0.1)) == pytest.approx(0.1)
-        assert measure.asked == pytest.approx([0.1])
+        assert Budgeted().kl_coef(2.0, measure, rounds(0.0, kl_coef=0.5)) == pytest.approx(0.5)
+        assert measure.asked == pytest.approx([0.5])
 
     def test_asks_no_more_often_than_it_may(self):
         measure = Measured(lambda kl_coef: 1e9)
