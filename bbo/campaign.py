@@ -118,9 +118,11 @@ class Campaign:
             "method": describe(chosen),
             "encoder": describe(encoder),
         }
+        executor = LocalExecutor.encoding(
+            prior, encoder, seed
+        )  # what is wrong with an encoder shows before a ledger
         ledger = opened(Path(directory), settings, config, database)
         try:
-            executor = LocalExecutor.encoding(prior, encoder, seed)
             campaign = cls(
                 ledger,
                 settings,
@@ -269,7 +271,14 @@ class Campaign:
         under_way = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
         pending = self.executor.encode(self.designs(under_way)) if under_way else None
         X = self.executor.encode(self.designs(answered))
-        return Observations.of(X, answered, self.settings.objective, pending, self.executor.covariance)
+        return Observations.of(
+            X,
+            answered,
+            self.settings.objective,
+            pending=pending,
+            designs=self.designs([*answered, *under_way]),
+            covariance=self.executor.covariance,
+        )
 
     def recalling(self, observed: Observations) -> Executor:
         """Return the executor, which keeps on disk what it samples from these observations until it is reserved."""

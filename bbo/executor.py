@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bbo import seeds
+from bbo.errors import ConfigError
 from bbo.potential import Potential
 from smc.prior import Prior
 from smc.result import SMCResult
@@ -52,6 +53,8 @@ class Executor(Protocol):
 
 N_PRIOR_DRAWS = 1024
 """Prior designs that decide how features are scaled."""
+MAX_COVARIANCE = 1024
+"""Most features whose covariance is kept: its size is their square, and 1024 draws tell no more."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,22 @@ class LocalExecutor:
         """Return an executor with this encoder; a recipe is fitted to draws of the prior.
 
         The prior's designs, not the observed ones: features then mean the same in every round. A frozen function
-        is taken as it is, and nothing is drawn.
+        is taken as it is, and nothing is drawn. Raises ConfigError for what is neither.
         """
         if not isinstance(encoder, EncoderModel):
+            if not callable(encoder):
+                raise ConfigError(
+                    f"expected an encoder, or a recipe of one such as Standardizer(), got {encoder!r}"
+                )
             return cls(prior, encoder)
         plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
         request = SampleRequest(plain, seeds.derive(seed, "features"))
         drawing = cls(prior, encoder=Flatten())
         designs = drawing.decode(drawing.sample(None, [request])[0].x0)
         fitted = encoder.fit(designs)
-        return cls(prior, fitted, fitted(designs.double()).T.cov())
+        with torch.no_grad():
+            X = fitted(designs)
+        return cls(prior, fitted, X.double().T.cov() if X.shape[1] <= MAX_COVARIANCE else None)
 
     def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
         """Return the weighted samples of each shard, in order; None samples the prior itself."""

@@ -37,6 +37,8 @@ class Potential:
     """Their std."""
     feasibility: Feasibility | None = None
     """None where failures are to be ignored."""
+    noise_std: float = 0.0
+    """Typical noise of an observation where it was told, in units of y_std: for surrogates that learn none."""
 
     def __call__(self, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log-potential of each row, in nats, differentiable in X."""
@@ -47,10 +49,9 @@ class Potential:
 
     def predicted(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return the belief about what each row's evaluation will say, in float64, on the scale of the outcomes: the
-        std has the noise in it that the surrogate has learnt.
+        std has the noise in it that the surrogate has learnt, or else that was told.
         """
         believed = self.surrogate.posterior(X.double())
-        variance = believed.std.square()
-        if believed.noise_std is not None:
-            variance = variance + believed.noise_std.square()
+        noise_std = self.noise_std if believed.noise_std is None else believed.noise_std
+        variance = believed.std.square() + noise_std**2
         return Posterior(self.y_mean + self.y_std * believed.mean, self.y_std * variance.sqrt())

@@ -15,6 +15,7 @@ from bbo.executor import Executor
 from bbo.hindsight import Hindsight, in_hindsight
 from bbo.ledger import Query, QueryState
 from surrogate.base import Dataset, Posterior
+from surrogate.features import ROUNDING
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Observations:
     pending: Float[Tensor, "m d"] | None = None
     """Features of designs that are being evaluated, or may have been: nothing is known of them yet, and nobody
     needs them proposed again. None where there are none."""
+    designs: Float[Tensor, "k *design"] | None = None
+    """All that was proposed and may not be proposed again, answered or pending; None where that does not matter."""
     covariance: Float[Tensor, "d d"] | None = None
     """How features vary together over the prior's designs; None where nobody looked."""
     rounds: tuple[Hindsight, ...] = ()
@@ -48,7 +51,9 @@ class Observations:
         X: Float[Tensor, "n d"],
         queries: Sequence[Query],
         objective: str,
+        *,
         pending: Float[Tensor, "m d"] | None,
+        designs: Float[Tensor, "k *design"],
         covariance: Float[Tensor, "d d"] | None,
     ) -> Observations:
         """Return the answers to these queries, whose features are X; noise where it is known of every outcome."""
@@ -60,22 +65,27 @@ class Observations:
             y=torch.tensor([e.outcomes[objective] for e in done], dtype=torch.float64),
             noise_std=torch.tensor(noise, dtype=torch.float64) if done and len(noise) == len(done) else None,
             pending=pending,
+            designs=designs,
             covariance=covariance,
             rounds=in_hindsight(queries, objective),
         )
 
-    def proposed(self) -> Float[Tensor, "k d"]:
-        """Return the features of all designs that nobody needs proposed again."""
-        return self.X if self.pending is None else torch.cat([self.X, self.pending])
+    @property
+    def varies(self) -> bool:
+        """Whether the outcomes differ by more than rounding."""
+        return bool(self.y.std() > ROUNDING * self.y.abs().max())
 
     def standardised(self) -> tuple[Dataset, float, float]:
         """Return the feasible rows with outcomes of mean 0 and std 1, and the mean and std they had.
 
-        Outcomes that are all equal have std 1: they tilt nothing, whatever they are divided by.
+        Outcomes that are all equal, but for rounding, are 0 and have std 1: they tilt nothing, whatever divides them.
         """
-        y_mean, y_std = float(self.y.mean()), float(self.y.std()) or 1.0
+        y_mean, y_std = float(self.y.mean()), float(self.y.std())
+        if not self.varies:
+            y_std = 1.0
         noise_std = None if self.noise_std is None else self.noise_std / y_std
-        data = Dataset(self.X[self.is_feasible], (self.y - y_mean) / y_std, noise_std, self.covariance)
+        y = (self.y - y_mean) / y_std if self.varies else torch.zeros_like(self.y)
+        data = Dataset(self.X[self.is_feasible], y, noise_std, self.covariance)
         return data, y_mean, y_std
 
 

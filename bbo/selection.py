@@ -1,7 +1,8 @@
 """Which of the sampled particles become the batch.
 
-The pool holds every living particle whose design is new: copies that resampling left, latents that decode to one design
-and designs that were observed before count once or not at all. What is chosen from it is a rule's affair:
+The pool holds the designs of every living particle, where they are new: particles of an island that are one design,
+as copies or by what they decode to, have their weight together, and no design is proposed twice. What is chosen from
+the pool is a rule's affair:
 
 Draws       one draw by weight from each island: independent samples of the target
 Best        the highest utility
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bbo.errors import ConfigError
@@ -36,16 +38,21 @@ class Pick:
 
 @dataclass(frozen=True)
 class Pool:
-    """The particles that a batch can be chosen from."""
+    """The designs that a batch can be chosen from, one row a design and island."""
 
     picks: Sequence[Pick]
-    """In order: shards, islands, particles."""
-    log_w: Float[Tensor, " m"]
-    """Weight of each in its island."""
-    utility: Float[Tensor, " m"]
-    """Log-potential of each: what it was sampled for, in nats."""
+    """The first particle of each design in its island; in order: shards, islands, particles."""
+    design_ids: Sequence[int]
+    """Equal for equal designs, of which one is enough."""
+    designs: Float[Tensor, "m *design"]
     X: Float[Tensor, "m d"]
     """Features of each."""
+    log_w: Float[Tensor, " m"]
+    """Weight of each in its island: all particles of that design together."""
+    utility: Float[Tensor, " m"]
+    """Log-potential of each: what it was sampled for, in nats."""
+    island: Int[Tensor, " m"]
+    """Index of its island among all of the round."""
 
     @classmethod
     def of(
@@ -53,46 +60,58 @@ class Pool:
         results: Sequence[SMCResult],
         designs: Float[Tensor, "k *design"],
         X: Float[Tensor, "k d"],
-        known: Float[Tensor, "n d"],
+        proposed: Float[Tensor, "n *design"] | None = None,
     ) -> Pool:
-        """Return the living particles of all shards whose designs are new.
+        """Return the designs of the living particles of all shards that are new.
 
-        designs, X: of all particles, shard after shard.   known: features of what was proposed before.
+        designs, X: of all particles, shard after shard.   proposed: designs that are not to be proposed again.
         """
-        proposed, seen = {_key(row) for row in known.to(X)}, set[bytes]()
-        picks: list[Pick] = []
-        places: list[int] = []
-        for place, pick in enumerate(_living(results)):
-            design = _key(designs[place])
-            if pick is None or design in seen or _key(X[place]) in proposed:
-                continue
-            seen.add(design)
-            picks.append(pick)
-            places.append(place)
         log_w, log_psi = (
-            torch.cat([getattr(result, name).flatten() for result in results])[places]
+            torch.cat([getattr(result, name).flatten() for result in results]).double()
             for name in ("log_w", "log_psi")
         )
-        return cls(picks, log_w, log_psi, X[places])
+        known = set() if proposed is None else {_key(row) for row in proposed.to(designs)}
+        ids: dict[bytes, int] = {}
+        rows: dict[tuple[int, int, int], list[int]] = {}  # of each design in each island
+        picks: list[Pick] = []
+        for place, pick in enumerate(_living(results)):
+            if pick is None or (key := _key(designs[place])) in known:
+                continue
+            design = ids.setdefault(key, len(ids))
+            alike = rows.setdefault((pick.shard, pick.island, design), [])
+            if not alike:
+                picks.append(pick)
+            alike.append(place)
+        first = [places[0] for places in rows.values()]
+        n_before = [0, *accumulate(len(result.log_z) for result in results)]
+        return cls(
+            picks,
+            [design for _, _, design in rows],
+            designs[first],
+            X[first],
+            torch.stack([log_w[places].logsumexp(0) for places in rows.values()]) if rows else log_w[:0],
+            log_psi[first],
+            torch.tensor([n_before[pick.shard] + pick.island for pick in picks], dtype=torch.long),
+        )
 
     def islands(self) -> list[list[int]]:
-        """Return the places in the pool of each island's particles; islands without any are left out."""
-        found: dict[tuple[int, int], list[int]] = {}
-        for place, pick in enumerate(self.picks):
-            found.setdefault((pick.shard, pick.island), []).append(place)
+        """Return the places in the pool of each island's designs; islands without any are left out."""
+        found: dict[int, list[int]] = {}
+        for place, island in enumerate(self.island.tolist()):
+            found.setdefault(island, []).append(place)
         return list(found.values())
 
 
-Believe = Callable[[Float[Tensor, "k d"]], Callable[[Float[Tensor, "m d"]], Float[Tensor, " m"]]]
-"""Designs that are as good as observed → the utility of any others then."""
+Believe = Callable[[list[int]], Float[Tensor, " m"]]
+"""Places in the pool that are as good as observed → the utility of the whole pool then."""
 
 
 @runtime_checkable
 class Selection(Protocol):
     """How a batch is chosen."""
 
-    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[Pick]:
-        """Return up to n different particles of the pool."""
+    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[int]:
+        """Return the places in the pool of up to n different designs."""
         ...
 
 
@@ -103,30 +122,36 @@ class Draws:
     Where fewer islands than there are are needed, which ones is drawn by lot.
     """
 
-    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[Pick]:
+    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[int]:
         """Return up to n draws without replacement."""
         del believe
         # Successive draws without replacement are the order of log w + Gumbel noise (Yellott 1977).
         u = torch.rand(len(pool.picks), generator=generator, dtype=torch.float64)
-        keys = pool.log_w.double() - torch.log(-torch.log(u))
+        keys = pool.log_w - torch.log(-torch.log(u))
         queues = [sorted(places, key=lambda place: -float(keys[place])) for places in pool.islands()]
-        picks: list[Pick] = []
-        while queues and len(picks) < n:
+        chosen: list[int] = []
+        taken: set[int] = set()
+        while queues and len(chosen) < n:
             lot = torch.randperm(len(queues), generator=generator).tolist()
-            turn = range(len(queues)) if len(queues) <= n - len(picks) else sorted(lot[: n - len(picks)])
-            picks += [pool.picks[queues[i].pop(0)] for i in turn]
+            turn = range(len(queues)) if len(queues) <= n - len(chosen) else sorted(lot[: n - len(chosen)])
+            for queue in [queues[i] for i in turn]:
+                place = next((place for place in queue if pool.design_ids[place] not in taken), None)
+                queue[:] = [] if place is None else queue[queue.index(place) + 1 :]
+                if place is not None:
+                    chosen.append(place)
+                    taken.add(pool.design_ids[place])
             queues = [queue for queue in queues if queue]
-        return picks
+        return chosen
 
 
 @dataclass(frozen=True)
 class Best:
     """The highest utility: what the target leans to, without its spread."""
 
-    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[Pick]:
-        """Return the n best particles, best first."""
+    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[int]:
+        """Return the n best designs, best first."""
         del believe, generator
-        return [pool.picks[place] for place in _ranked(pool.utility)[:n]]
+        return _best(pool, pool.utility, n, [])
 
 
 @dataclass(frozen=True)
@@ -144,22 +169,27 @@ class Conditioned:
         if self.n_steps < 1:
             raise ConfigError(f"n_steps must be at least 1, got {self.n_steps}")
 
-    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[Pick]:
-        """Return up to n particles, in the order they were picked."""
+    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[int]:
+        """Return up to n designs, in the order they were picked."""
         del generator
-        picked: list[int] = []
-        utility = pool.utility
-        for size in _shares(min(n, len(pool.picks)), self.n_steps):
-            if picked:
-                utility = believe(pool.X[picked])(pool.X)
-            taken = set(picked)
-            picked += [place for place in _ranked(utility) if place not in taken][:size]
-        return [pool.picks[place] for place in picked]
+        chosen: list[int] = []
+        for size in _shares(min(n, len(set(pool.design_ids))), self.n_steps):
+            utility = believe(chosen) if chosen else pool.utility
+            chosen += _best(pool, utility, size, chosen)
+        return chosen
 
 
-def _ranked(utility: Float[Tensor, " m"]) -> list[int]:
-    ranked: list[int] = utility.argsort(descending=True, stable=True).tolist()
-    return ranked
+def _best(pool: Pool, utility: Float[Tensor, " m"], n: int, chosen: Sequence[int]) -> list[int]:
+    """Return the places of the n highest utilities, of designs that are neither chosen yet nor there twice."""
+    taken = {pool.design_ids[place] for place in chosen}
+    best: list[int] = []
+    for place in utility.argsort(descending=True, stable=True).tolist():
+        if len(best) == n:
+            break
+        if pool.design_ids[place] not in taken:
+            taken.add(pool.design_ids[place])
+            best.append(place)
+    return best
 
 
 def _shares(n: int, n_steps: int) -> list[int]:
@@ -177,4 +207,4 @@ def _living(results: Sequence[SMCResult]) -> Iterator[Pick | None]:
 
 
 def _key(row: Float[Tensor, " *shape"]) -> bytes:
-    return row.detach().contiguous().cpu().numpy().tobytes()
+    return (row.detach() + 0.0).contiguous().cpu().numpy().tobytes()  # -0 is 0

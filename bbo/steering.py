@@ -6,7 +6,7 @@ What `propose` does, in order: observations → fit → temper → sample → se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +21,7 @@ from bbo.errors import CampaignError, ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.selection import Draws, Pick, Pool, Selection
+from bbo.selection import Believe, Draws, Pick, Pool, Selection
 from bbo.temperature import Budgeted, kl_from_prior
 from smc.errors import SamplerError
 from smc.result import SMCResult
@@ -33,6 +33,7 @@ from surrogate.averaged_gp import AveragedGP
 from surrogate.base import Dataset, SupportsRefit, Surrogate, SurrogateModel
 from surrogate.feasibility import FeasibilityModel
 from surrogate.gp import ExactGP
+from surrogate.neural_linear import NeuralLinear
 from surrogate.sparse_gp import SparseGP
 
 ONE_PIECE = (ExactGP, AveragedGP, SparseGP, Auto)
@@ -67,7 +68,8 @@ class SteeredPrior:
             raise ConfigError(f'kl_coef must be a finite number above 0 or "auto", got {self.kl_coef}')
         if self.n_shards < 1:
             raise ConfigError(f"n_shards must be at least 1, got {self.n_shards}")
-        if isinstance(self.acquisition, Thompson | Optimistic) and isinstance(self.surrogate, ONE_PIECE):
+        has_none = (*ONE_PIECE, NeuralLinear) if isinstance(self.acquisition, Optimistic) else ONE_PIECE
+        if isinstance(self.acquisition, Thompson | Optimistic) and isinstance(self.surrogate, has_none):
             raise ConfigError(
                 f"{type(self.acquisition).__name__} follows the functions that a surrogate is made of, and "
                 f"{type(self.surrogate).__name__} has none; use DeepEnsemble"
@@ -88,22 +90,23 @@ class SteeredPrior:
             results = executor.sample(potential, requests)
         with stage("select"):
             designs = executor.decode(torch.cat([result.x0 for result in results]))
-            pool = Pool.of(results, designs, executor.encode(designs), observed.proposed())
-            picks = self.selection(
-                pool, n, self._believing(potential, observed, seed), seeds.generator(seed, "select")
+            pool = Pool.of(results, designs, executor.encode(designs), observed.designs)
+            chosen = self.selection(
+                pool, n, self._believing(pool, potential, observed, seed), seeds.generator(seed, "select")
             )
-            if not picks:
+            if not chosen:
                 raise CampaignError(
-                    f"all {sum(len(r.x0) for r in results)} sampled designs were proposed before; raise kl_coef "
-                    "or sample more islands"
+                    f"the target has no new designs: all {len(designs)} that were sampled were proposed before. "
+                    "Where designs are few, this campaign has seen them; what is left of its budget stays unspent"
                 )
-            candidates = _candidates(picks, requests, results, executor, potential)
+            candidates = _steered(pool, chosen, requests, results, potential)
             return replace(candidates, summary={**candidates.summary, "surrogate": self._told(observed)})
 
     def _told(self, observed: Observations) -> str:
         """Return which surrogate these observations were left to, and why where that was decided by their number."""
         if isinstance(self.surrogate, Auto):
-            return self.surrogate.choose(len(observed.y), observed.X.shape[1]).reason
+            n_pending = 0 if observed.pending is None else len(observed.pending)
+            return self.surrogate.choose(len(observed.y) + n_pending, observed.X.shape[1]).reason
         return type(self.surrogate).__name__
 
     def fit(self, observed: Observations, seed: int) -> Potential:
@@ -121,13 +124,19 @@ class SteeredPrior:
                 observed.X, observed.is_feasible, generator=seeds.generator(seed, "feasibility")
             )
         kl_coef = 1.0 if self.kl_coef == "auto" else self.kl_coef
-        return Potential(surrogate, self.acquisition.given(data), kl_coef, y_mean, y_std, feasibility)
+        noise_std = 0.0 if data.noise_std is None else data.noise_std.median().item()
+        return Potential(
+            surrogate, self.acquisition.given(data), kl_coef, y_mean, y_std, feasibility, noise_std
+        )
 
     def _tempered(
         self, potential: Potential, observed: Observations, executor: Executor, seed: int
     ) -> Potential:
-        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard."""
-        if self.kl_coef != "auto":
+        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard's islands.
+
+        Outcomes that do not vary tell nothing to be followed: then there is no budget, and kl_coef is 1.
+        """
+        if self.kl_coef != "auto" or not observed.varies:
             return potential
         n_islands = math.ceil(self.sampler.n_islands / 4)
         request = SampleRequest(replace(self.sampler, n_islands=n_islands), seeds.derive(seed, "temper"))
@@ -138,7 +147,7 @@ class SteeredPrior:
             except SamplerError:  # nobody is left: there is nothing of this target where the prior is
                 return math.inf
 
-        nats = self.temperature.nats(len(observed.is_feasible), observed.rounds)
+        nats = self.temperature.nats(len(observed.y), observed.rounds)
         return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
 
     def _conditioned(
@@ -150,22 +159,16 @@ class SteeredPrior:
             return self.surrogate.refit(surrogate, believed, generator=generator)
         return self.surrogate.fit(believed, generator=generator)
 
-    def _believing(
-        self, potential: Potential, observed: Observations, seed: int
-    ) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
-        """Return how the utility changes with designs that are as good as observed."""
+    def _believing(self, pool: Pool, potential: Potential, observed: Observations, seed: int) -> Believe:
+        """Return how the utility of the pool changes with designs that are as good as observed."""
 
-        def believe(picked: Float[Tensor, "k d"]) -> Callable[[Tensor], Tensor]:
+        def believe(chosen: list[int]) -> Float[Tensor, " m"]:
+            picked = pool.X[chosen]
             pending = picked if observed.pending is None else torch.cat([observed.pending, picked])
             data = observed.standardised()[0]
             surrogate = self._conditioned(potential.surrogate, data, pending, seed)
-            conditioned = replace(potential, surrogate=surrogate)
-
-            def utility(X: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
-                with torch.no_grad():
-                    return conditioned(X, torch.zeros(len(X), dtype=torch.long))
-
-            return utility
+            with torch.no_grad():
+                return replace(potential, surrogate=surrogate)(pool.X, pool.island)
 
         return believe
 
@@ -181,7 +184,8 @@ class SteeredPrior:
         with stage("sample"):
             results = executor.sample(None, requests)
         picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
-        return _candidates(picks, requests, results, executor, None)
+        x0, provenance = _origin(picks, requests, results, "prior")
+        return Candidates(x0, executor.decode(x0), provenance)
 
 
 def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:
@@ -200,38 +204,42 @@ def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]
     return replace(data, X=X, y=y, noise_std=noise_std)
 
 
-def _candidates(
-    picks: Sequence[Pick],
-    requests: Sequence[SampleRequest],
-    results: Sequence[SMCResult],
-    executor: Executor,
-    potential: Potential | None,
-) -> Candidates:
-    """Return the picked particles as designs, with the belief about each."""
+def _origin(
+    picks: Sequence[Pick], requests: Sequence[SampleRequest], results: Sequence[SMCResult], source: str
+) -> tuple[Float[Tensor, "n *event"], list[dict[str, object]]]:
+    """Return the latents of the picked particles, and where each comes from."""
     x0 = torch.stack([results[pick.shard].x0[pick.row] for pick in picks])
-    designs = executor.decode(x0)
     provenance: list[dict[str, object]] = [
         {
-            "from": "prior" if potential is None else "target",
+            "from": source,
             "sample_seed": requests[p.shard].seed,
             "shard": p.shard,
             "island": p.island,
             "row": p.row,
             "descent": descent(results[p.shard], p.row),
-            **({} if potential is None else {"kl_coef": potential.kl_coef}),
         }
         for p in picks
     ]
-    if potential is None:
-        return Candidates(x0, designs, provenance)
-    X = executor.encode(designs)
+    return x0, provenance
+
+
+def _steered(
+    pool: Pool,
+    chosen: Sequence[int],
+    requests: Sequence[SampleRequest],
+    results: Sequence[SMCResult],
+    potential: Potential,
+) -> Candidates:
+    """Return the chosen designs with the belief about each, and the round in numbers."""
+    x0, provenance = _origin([pool.picks[place] for place in chosen], requests, results, "target")
+    X = pool.X[chosen]
     with torch.no_grad():
         predicted = potential.predicted(X)
-        if potential.feasibility is not None:
-            for told, log_p in zip(
-                provenance, potential.feasibility.log_probability(X).tolist(), strict=True
-            ):
-                told["log_p_feasible"] = log_p
+        log_p = None if potential.feasibility is None else potential.feasibility.log_probability(X).tolist()
+    for row, told in enumerate(provenance):
+        told["kl_coef"] = potential.kl_coef
+        if log_p is not None:
+            told["log_p_feasible"] = log_p[row]
     summary = {
         "belief": digest(potential),
         "y_std": potential.y_std,
@@ -239,4 +247,4 @@ def _candidates(
         "kl_nats": kl_from_prior(results),
         **summarise(results),
     }
-    return Candidates(x0, designs, provenance, predicted, summary, traces(results))
+    return Candidates(x0, pool.designs[chosen], provenance, predicted, summary, traces(results))

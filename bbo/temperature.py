@@ -32,7 +32,7 @@ class Budgeted:
     """Recipe of a temperature: a KL budget from the number of observations, corrected by hindsight."""
 
     nats_per_observation: float = 0.6
-    """KL budget of a trusted belief, divided by the number of answered queries."""
+    """KL budget of a trusted belief, divided by the number of outcomes; a failure is none."""
     min_trust: float = 0.05
     """Least share of that budget, however often the belief was too optimistic."""
     tolerance: float = 0.25
@@ -51,7 +51,7 @@ class Budgeted:
             raise ConfigError(f"max_trials must be at least 1, got {self.max_trials}")
 
     def nats(self, n_observed: int, rounds: Sequence[Hindsight]) -> float:
-        """Return the budget of a round after `n_observed` answers, given all earlier rounds."""
+        """Return the budget of a round after `n_observed` outcomes, given all earlier rounds."""
         return self.nats_per_observation * n_observed * self.trust(rounds)
 
     def trust(self, rounds: Sequence[Hindsight]) -> float:
@@ -68,6 +68,8 @@ class Budgeted:
 
         log KL falls about as -log kl_coef where a target is broad and less steeply where it has found the top, so each
         trial moves along the slope that the last two showed, beginning with -1 from the last round's temperature.
+        Where a colder target is hardly any farther from the prior, the budget is more than there is to spend, and the
+        warmer one is returned. The last step is not measured again.
         """
         log_coef = math.log(rounds[-1].kl_coef) if rounds else math.log(FIRST)
         seen: list[tuple[float, float]] = []
@@ -78,28 +80,37 @@ class Budgeted:
             seen.append((log_coef, excess))
             if abs(excess) <= self.tolerance:
                 break
+            if len(seen) > 1 and kl > 1 and log_coef < seen[-2][0] and _slope(seen) < SATURATED:
+                log_coef = seen[-2][0]
+                break
             log_coef = min(max(log_coef + excess / _steepness(seen), math.log(LEAST)), math.log(MOST))
         return math.exp(log_coef)
 
 
-FIRST, LEAST, MOST = 0.1, 1e-4, 1e3
+FIRST, LEAST, MOST = 0.1, 1e-3, 1e3
 """kl_coef of the first trial, and the range in which one is looked for."""
 MAX_STEP = math.log(8)
 """Of log KL in one trial."""
+SATURATED = 0.2
+"""Slope of log KL in -log kl_coef below which colder is not farther, just sharper."""
 
 
 def _steepness(seen: Sequence[tuple[float, float]]) -> float:
     """Return -d log KL / d log kl_coef as the last two trials showed it, within reason; 1 after only one."""
-    if len(seen) < 2 or seen[-1][0] == seen[-2][0]:
-        return 1.0
+    return 1.0 if len(seen) < 2 else min(max(_slope(seen), 0.5), 2.0)
+
+
+def _slope(seen: Sequence[tuple[float, float]]) -> float:
     (x0, y0), (x1, y1) = seen[-2:]
-    return min(max((y0 - y1) / (x1 - x0), 0.5), 2.0)
+    return (y0 - y1) / (x1 - x0) if x1 != x0 else 0.0
 
 
 def kl_from_prior(results: Sequence[SMCResult]) -> float:
     """Return KL(target ‖ prior) in nats as the weighted samples of the target tell it, all islands together.
 
-    Islands weigh by their evidence, like in `SMCResult.draw_pooled`; those where all died count with none.
+    What the sampler reached, more than what the target is: of 20 nats in 18 dimensions 4 islands of 16 particles
+    report 10 to 15, of 80 about 36, and of a target narrower than they can resolve up to twice its distance. Islands
+    weigh by their evidence, like in `SMCResult.draw_pooled`; those where all died count with none.
     """
     log_z = torch.cat([result.log_z for result in results]).double()
     log_psi = torch.cat([result.log_psi for result in results]).double()

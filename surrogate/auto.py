@@ -22,6 +22,9 @@ from surrogate.sparse_gp import SparseGP
 
 Recipe = TypeVar("Recipe", SurrogateModel, FeasibilityModel)
 
+MAX_AXES = 512
+"""Most features whose principal axes are looked for in every fit: it takes d³ operations, and 0.1 s for so many."""
+
 
 @dataclass(frozen=True)
 class Choice(Generic[Recipe]):

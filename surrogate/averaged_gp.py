@@ -25,6 +25,9 @@ from surrogate.kernels import Kernel, Matern52
 LEAST_VARIANCE = 1e-6
 """Along an axis, as a share of a feature's: what varies less is a copy of other features, and rounding."""
 
+LEAST_CORRELATION = 0.1
+"""Between two features at least, for axes other than the features'; draws of the prior cannot tell less from none."""
+
 
 @dataclass(frozen=True)
 class AveragedGP:
@@ -127,12 +130,17 @@ class PrincipalAxes:
         """
         n, d = X.shape
         if covariance is None:
-            observed = Standardize.fit(X)
+            observed = Standardize.of(X)
             centred = observed(X.double()) * observed.std
             covariance = (centred.T @ centred + d * torch.diag(observed.std.square())) / (n + d)
         scale = covariance.double().diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
-        variance, directions = torch.linalg.eigh(covariance.double() / torch.outer(scale, scale))
+        correlation = covariance.double() / torch.outer(scale, scale)
+        if (correlation - torch.diag(correlation.diagonal())).abs().max() < LEAST_CORRELATION:
+            return cls(
+                X.double().mean(0), torch.diag(1 / scale)
+            )  # any direction would do: none is made of rounding
+        variance, directions = torch.linalg.eigh(correlation)
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
         basis = directions * largest.sign() * variance.clamp(min=LEAST_VARIANCE) ** -0.25
         return cls(X.double().mean(0), basis / scale[:, None])

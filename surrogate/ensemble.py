@@ -96,7 +96,7 @@ class DeepEnsemble:
         prior = random_network(self.n_members, [d, self.width, 1], 1.0, generator, device)
         # Trained networks start at 0, so that prior_std alone decides how they disagree beyond the data.
         blank = random_network(self.n_members, [d, *hidden, n_outputs], 0.0, generator, device)
-        x_scale, y_scale = Standardize.fit(data.X), Standardize.fit(data.y)
+        x_scale, y_scale = Standardize.of(data.X), Standardize.of(data.y)
         start = FittedEnsemble(x_scale, y_scale, blank, prior, self.prior_std)
         return self._trained(start, data, self.n_iterations, self.learning_rate, generator)
 

@@ -79,7 +79,7 @@ class EnsembleFeasibility:
         base_rate = (n_feasible + 1) / (n + 2)
         if n_feasible in (0, n):
             return ConstantFeasibility(base_rate)
-        x_scale = Standardize.fit(data.X)
+        x_scale = Standardize.of(data.X)
         Z = x_scale(data.X.double()).float()
         prior = random_network(self.n_members, [Z.shape[1], self.width, 1], 1.0, generator, Z.device)
         blank = random_network(

@@ -91,7 +91,7 @@ class Standardize:
             raise SurrogateError(f"expected positive std, got {self.std[column].item()} in column {column}")
 
     @classmethod
-    def fit(cls, designs: Float[Tensor, "n *design"]) -> Standardize:
+    def of(cls, designs: Float[Tensor, "n *design"]) -> Standardize:
         """Return the standardisation of these designs (n ≥ 2), in float64, with the unbiased std.
 
         A column that does not vary is centred and left unscaled: its std is set to 1. Raises SurrogateError
@@ -118,7 +118,7 @@ class Standardizer:
 
     def fit(self, designs: Float[Tensor, "n *design"]) -> Standardize:
         """Return the standardisation of these designs. Raises SurrogateError for fewer than two."""
-        return Standardize.fit(designs)
+        return Standardize.of(designs)
 
 
 @dataclass(frozen=True)

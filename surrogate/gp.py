@@ -98,7 +98,7 @@ class ExactGP:
     def _fitted(self, data: Dataset, start: FittedGP | None, n_iterations: int) -> FittedGP:
         if len(data) < 2:
             raise FitError(f"a Gaussian process needs at least 2 observations, got {len(data)}")
-        x_scale, y_scale = Standardize.fit(data.X), Standardize.fit(data.y)
+        x_scale, y_scale = Standardize.of(data.X), Standardize.of(data.y)
         y_std = y_scale.std.item()
         # A uniform distribution with this std has this width.
         width = math.sqrt(12) * (x_scale.std if self.scales_features else torch.ones_like(x_scale.std))

@@ -86,7 +86,7 @@ class NeuralLinear:
         if len(data) < 2:
             raise FitError(f"neural-linear regression needs at least 2 observations, got {len(data)}")
         data = data.ordered()
-        x_scale, y_scale = Standardize.fit(data.X), Standardize.fit(data.y)
+        x_scale, y_scale = Standardize.of(data.X), Standardize.of(data.y)
         Z, y = x_scale(data.X.double()), y_scale(data.y.double()).squeeze(1)
         (is_out,) = held_out(1, len(data), N_JUDGED, generator, Z.device)
         networks = self._trained(Z.float(), y.float(), is_out, generator)
@@ -217,6 +217,8 @@ class FittedNeuralLinear:
         # The factor of A + Σ φφᵀ/σ² is that of the stacked rows, without A, whose condition is the square.
         stacked = torch.cat([self.factor, precise.unsqueeze(1) * phi])
         factor = torch.linalg.qr(stacked, mode="r").R
+        # Rows of R may come out with either sign, which would make another function of each draw.
+        factor = torch.where(factor.diagonal() < 0, -1.0, 1.0).unsqueeze(1) * factor
         return replace(self, factor=factor, evidence=self.evidence + phi.T @ (precise.square() * y))
 
     def forgotten(self) -> FittedNeuralLinear:

@@ -177,5 +177,5 @@ def _noise_std(data: Dataset, exact: FittedGP) -> Float[Tensor, " n"]:
     """Return the noise of every observation, on the scale of y; known noise no smaller than ExactGP takes it."""
     if data.noise_std is None:
         return exact.noise_std[:1].expand(len(data))
-    least = math.sqrt(MIN_NOISE) * Standardize.fit(data.y).std.item()
+    least = math.sqrt(MIN_NOISE) * Standardize.of(data.y).std.item()
     return data.noise_std.double().clamp(min=least)

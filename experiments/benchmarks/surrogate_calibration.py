@@ -139,7 +139,7 @@ def _pool_campaign(recipe: SurrogateModel, seed: int, budget: int) -> list[Predi
     """Spend the budget on the digits; return every batch but the first, as it was predicted."""
     torch.set_num_threads(1)
     images = torch.from_numpy(load_digits().images) / 16
-    X = Standardize.fit(images)(images)
+    X = Standardize.of(images)(images)
     sizes = torch.tensor([e.outcomes[VALUE] for e in JpegSizeOracle().evaluate(images)], dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(X), generator=generator)[:BATCH_SIZE]

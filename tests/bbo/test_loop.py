@@ -2,7 +2,7 @@
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from bbo.steering import SteeredPrior
 from bbo.temperature import Budgeted
 from oracles.calls import call
 from oracles.evaluation import Evaluation
+from smc.errors import SamplerError
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.acquisition import UCB, Mean
@@ -210,6 +211,54 @@ class TestProposals:
         method.propose(self.observed(), watching, 4, seed=1, stage=lambda name: nullcontext())
         assert [r.config.n_islands for r in requests] == [16]
 
+    def test_pilots_are_a_quarter_of_a_shard_and_are_not_what_is_sampled(self):
+        requests = []
+
+        class Watching(LocalExecutor):
+            def sample(self, potential, shards):
+                requests.extend(shards)
+                return super().sample(potential, shards)
+
+        watching = Watching(self.executor.prior, self.executor.encoder)
+        SteeredPrior(surrogate=ExactGP()).propose(
+            self.observed(), watching, 4, seed=1, stage=lambda name: nullcontext()
+        )
+        *pilots, last = requests
+        assert {r.config.n_islands for r in pilots} == {4}
+        assert last.config.n_islands == 16
+        assert last.seed not in {r.seed for r in pilots}
+
+    def test_where_a_pilot_finds_nobody_the_target_is_made_warmer(self):
+        class Dying(LocalExecutor):
+            def sample(self, potential, shards):
+                if potential.kl_coef < 1:
+                    raise SamplerError("no particle was left alive")
+                return super().sample(potential, shards)
+
+        executor = Dying(self.executor.prior, self.executor.encoder)
+        candidates = SteeredPrior(surrogate=ExactGP(), temperature=Budgeted(max_trials=8)).propose(
+            self.observed(), executor, 4, seed=1, stage=lambda name: nullcontext()
+        )
+        assert candidates.summary["kl_coef"] >= 1
+
+    def test_failures_earn_no_budget(self):
+        X = torch.randn(80, 2, generator=torch.Generator().manual_seed(3))
+        is_feasible = torch.arange(80) < 40
+        failing = Observations(X, is_feasible, X[:40, 0].double() * 5)
+        method = SteeredPrior(surrogate=ExactGP(), feasibility=None)
+        with_failures = self.proposed(method, failing).summary["kl_coef"]
+        without = self.proposed(method, Observations(X[:40], is_feasible[:40], failing.y)).summary["kl_coef"]
+        assert with_failures == without
+
+    @pytest.mark.parametrize("y", [0.0, 0.1, 1e9 + 0.1])
+    def test_outcomes_that_do_not_vary_are_followed_nowhere(self, y):
+        X = torch.randn(7, 2, generator=torch.Generator().manual_seed(3))
+        observed = Observations(X, torch.ones(7, dtype=torch.bool), torch.full((7,), y, dtype=torch.float64))
+        candidates = self.proposed(SteeredPrior(), observed)
+        assert candidates.summary["kl_coef"] == 1
+        assert candidates.predicted.mean.tolist() == pytest.approx([y] * 8)
+        assert candidates.predicted.std.min() > 0.01
+
     def test_which_surrogate_was_chosen_and_why(self):
         told = self.proposed(SteeredPrior(), self.observed()).summary["surrogate"]
         assert "40 observations of 2 features" in told
@@ -219,7 +268,8 @@ class TestProposals:
     def test_a_batch_never_repeats_what_was_proposed(self, selection):
         method = SteeredPrior(surrogate=ExactGP(), kl_coef=0.5, selection=selection)
         first = self.proposed(method, self.observed())
-        again = self.proposed(method, self.observed(pending=self.executor.encode(first.designs)))
+        pending = self.executor.encode(first.designs)
+        again = self.proposed(method, self.observed(pending=pending, designs=first.designs))
         rows = {tuple(row.tolist()) for row in torch.cat([first.designs, again.designs])}
         assert len(rows) == 16
 
@@ -237,8 +287,8 @@ class TestProposals:
                 return torch.zeros_like(super().decode(x0))
 
         executor = OneDesign(PRIOR, Flatten())
-        observed = replace(self.observed(), pending=torch.zeros(1, 2))
-        with pytest.raises(CampaignError, match="all 256 sampled designs were proposed before"):
+        observed = self.observed(designs=torch.zeros(1, 2))
+        with pytest.raises(CampaignError, match="all 256 that were sampled were proposed before"):
             SteeredPrior(surrogate=ExactGP(), kl_coef=0.5).propose(
                 observed, executor, 4, seed=1, stage=lambda name: nullcontext()
             )

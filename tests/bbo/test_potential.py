@@ -13,6 +13,7 @@ from surrogate.auto import Auto
 from surrogate.base import Posterior
 from surrogate.ensemble import DeepEnsemble
 from surrogate.gp import ExactGP
+from surrogate.neural_linear import NeuralLinear
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def test_predictions_are_of_what_is_observed_noise_included():
 
     predicted = Potential(NoisyLine(), UCB(), 0.1, y_std=2.0).predicted(X)
     torch.testing.assert_close(predicted.std, torch.tensor([10.0, 10.0], dtype=torch.float64))
+    told = Potential(Line(), UCB(), 0.1, y_std=3.0, noise_std=2.0).predicted(X)
+    torch.testing.assert_close(told.std, 3 * torch.tensor([8.0, 13.0], dtype=torch.float64).sqrt())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +71,10 @@ def test_impossible_settings_are_refused(wrong):
 
 def test_thompson_needs_a_surrogate_with_draws():
     for acquisition in (Thompson(), Optimistic()):
-        for surrogate in (ExactGP(), Auto()):
+        one_piece = (
+            (ExactGP(), Auto(), NeuralLinear()) if acquisition == Optimistic() else (ExactGP(), Auto())
+        )
+        for surrogate in one_piece:
             with pytest.raises(ConfigError, match=f"{type(surrogate).__name__} has none; use DeepEnsemble"):
                 SteeredPrior(acquisition=acquisition, surrogate=surrogate)
         assert SteeredPrior(acquisition=acquisition, surrogate=DeepEnsemble()).acquisition == acquisition

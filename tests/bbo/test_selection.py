@@ -18,13 +18,16 @@ def result(log_w, x0=None, log_z=None, log_psi=None):
     return SMCResult(x0, log_w, log_z, torch.zeros_like(log_w) if log_psi is None else log_psi, trace)
 
 
-def pool_of(results, known=None, decode=lambda x0: x0, encode=lambda designs: designs):
+def pool_of(results, proposed=None, decode=lambda x0: x0, encode=lambda designs: designs):
     designs = decode(torch.cat([r.x0 for r in results]))
-    X = encode(designs)
-    return Pool.of(results, designs, X, torch.zeros(0, X.shape[1]) if known is None else known)
+    return Pool.of(results, designs, encode(designs), proposed)
 
 
-def no_belief(picked):
+def picked(rule, pool, n, believe=None, seed=0):
+    return [pool.picks[place] for place in rule(pool, n, believe or no_belief, seeded(seed))]
+
+
+def no_belief(chosen):
     raise AssertionError("this rule asks for no belief")
 
 
@@ -33,7 +36,7 @@ def seeded(seed=0):
 
 
 def draw(results, n, seed=0):
-    return Draws()(pool_of(results), n, no_belief, seeded(seed))
+    return picked(Draws(), pool_of(results), n, seed=seed)
 
 
 class TestPool:
@@ -50,30 +53,40 @@ class TestPool:
         assert [(p.shard, p.island, p.row) for p in pool.picks] == [
             (0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (1, 1, 2), (1, 1, 3),
         ]  # fmt: skip
-        torch.testing.assert_close(pool.log_w.exp(), torch.tensor([0.1, 0.9, 0.6, 0.4, 0.5, 0.5]))
+        weights = torch.tensor([0.1, 0.9, 0.6, 0.4, 0.5, 0.5], dtype=torch.float64)
+        torch.testing.assert_close(pool.log_w.exp(), weights, atol=1e-6, rtol=0)
+        assert pool.island.tolist() == [0, 0, 1, 1, 2, 2]
+        assert pool.designs.flatten().tolist() == [0, 1, 10, 11, 12, 13]
         assert pool.utility.tolist() == [1, 2, 3, 4, 5, 6]
         assert pool.X.flatten().tolist() == [0, 2, 20, 22, 24, 26]
         assert pool.islands() == [[0, 1], [2, 3], [4, 5]]
 
-    def test_copies_and_the_dead_are_left_out(self):
-        x0 = torch.tensor([[1.0], [1.0], [2.0], [3.0]])
-        pool = pool_of([result(torch.log(torch.tensor([[0.5, 0.3, 0.2, 0.0]])), x0)])
-        assert [p.row for p in pool.picks] == [0, 2]
+    def test_particles_of_one_design_have_their_weight_together_and_the_dead_none(self):
+        x0 = torch.tensor([[1.0], [2.0], [1.0], [3.0]])
+        pool = pool_of([result(torch.log(torch.tensor([[0.5, 0.2, 0.3, 0.0]])), x0)])
+        assert [p.row for p in pool.picks] == [0, 1]
+        assert pool.log_w.exp().tolist() == pytest.approx([0.8, 0.2])
 
     def test_a_dead_island_gives_nothing(self):
         log_z = torch.tensor([0.0, -torch.inf])
         pool = pool_of([result(torch.log(torch.full((2, 3), 1 / 3)), log_z=log_z)])
         assert {p.island for p in pool.picks} == {0}
 
-    def test_latents_of_one_design_count_once_in_all_islands_and_shards(self):
+    def test_islands_share_designs_that_are_chosen_once(self):
         shard = result(torch.zeros(2, 1), x0=torch.tensor([[0.2], [0.4]]))
-        other = result(torch.zeros(1, 1), x0=torch.tensor([[0.3]]))
+        other = result(torch.zeros(1, 2), x0=torch.tensor([[0.3], [1.0]]))
         pool = pool_of([shard, other], decode=torch.round)
-        assert [(p.shard, p.row) for p in pool.picks] == [(0, 0)]
+        assert pool.design_ids == [0, 0, 0, 1]
+        for rule in (Draws(), Best(), Conditioned(2)):
+            believe = lambda chosen: pool.utility  # noqa: E731
+            rows = [pool.designs[place].item() for place in rule(pool, 4, believe, seeded())]
+            assert sorted(rows) == [0.0, 1.0]
 
     def test_designs_that_were_proposed_before_are_left_out(self):
-        pool = pool_of([result(torch.zeros(1, 3))], known=torch.tensor([[1.0]], dtype=torch.float64))
-        assert [p.row for p in pool.picks] == [0, 2]
+        pool = pool_of(
+            [result(torch.zeros(1, 3))], proposed=torch.tensor([[1.0], [-0.0]], dtype=torch.float64)
+        )
+        assert [p.row for p in pool.picks] == [2]
 
     def test_designs_that_the_encoder_cannot_tell_apart_stay(self):
         pool = pool_of([result(torch.zeros(1, 3))], encode=torch.zeros_like)
@@ -112,7 +125,7 @@ class TestDraws:
 def test_best_takes_the_highest_utility_whatever_the_weight():
     log_w = torch.log(torch.tensor([[0.98, 0.01, 0.01], [0.4, 0.3, 0.3]]))
     pool = pool_of([result(log_w, log_psi=torch.tensor([[1.0, 5.0, 3.0], [4.0, 0.0, 2.0]]))])
-    assert [p.row for p in Best()(pool, 3, no_belief, seeded())] == [1, 3, 2]
+    assert [p.row for p in picked(Best(), pool, 3)] == [1, 3, 2]
 
 
 class TestConditioned:
@@ -120,35 +133,32 @@ class TestConditioned:
 
     pool = pool_of([result(torch.zeros(1, 6), log_psi=10 - torch.arange(6.0)[None])])
 
-    @staticmethod
-    def believe(picked):
-        def utility(X):
-            is_near = (torch.cdist(X, picked) < 1.5).any(1)
-            return 10 - X[:, 0] - 6 * is_near.float()
+    def believe(self, chosen):
+        X = self.pool.X
+        is_near = (torch.cdist(X, X[chosen]) < 1.5).any(1)
+        return 10 - X[:, 0] - 6 * is_near.float()
 
-        return utility
+    def rows(self, n_steps, n, believe=None):
+        return [p.row for p in picked(Conditioned(n_steps), self.pool, n, believe or self.believe)]
 
     def test_a_pick_takes_its_neighbours_worth_away(self):
-        picks = Conditioned(n_steps=3)(self.pool, 3, self.believe, seeded())
-        assert [p.row for p in picks] == [0, 2, 4]
+        assert self.rows(3, 3) == [0, 2, 4]
 
     def test_of_one_step_is_the_best(self):
-        picks = Conditioned(n_steps=1)(self.pool, 3, no_belief, seeded())
-        assert [p.row for p in picks] == [0, 1, 2]
+        assert self.rows(1, 3, no_belief) == [0, 1, 2]
 
     def test_steps_share_the_batch(self):
         seen = []
 
-        def believe(picked):
-            seen.append(len(picked))
-            return self.believe(picked)
+        def believe(chosen):
+            seen.append(len(chosen))
+            return self.believe(chosen)
 
-        assert len(Conditioned(n_steps=2)(self.pool, 5, believe, seeded())) == 5
+        assert len(self.rows(2, 5, believe)) == 5
         assert seen == [3]
 
     def test_nothing_is_picked_twice_and_no_more_than_there_are(self):
-        picks = Conditioned(n_steps=4)(self.pool, 9, self.believe, seeded())
-        assert sorted(p.row for p in picks) == list(range(6))
+        assert sorted(self.rows(4, 9)) == list(range(6))
 
     def test_refuses_no_steps(self):
         with pytest.raises(ConfigError, match="at least 1, got 0"):

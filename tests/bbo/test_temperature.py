@@ -7,7 +7,7 @@ import torch
 
 from bbo.errors import ConfigError
 from bbo.hindsight import Hindsight
-from bbo.temperature import Budgeted, kl_from_prior
+from bbo.temperature import LEAST, MOST, Budgeted, kl_from_prior
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig, sample
 
@@ -74,6 +74,22 @@ class TestSearch:
         measure = Measured(lambda kl_coef: 1.1 / kl_coef)
         assert Budgeted().kl_coef(2.0, measure, rounds(0.0, kl_coef=0.5)) == pytest.approx(0.5)
         assert measure.asked == pytest.approx([0.5])
+        two = (*rounds(0.0, kl_coef=3.0), *rounds(0.0, kl_coef=0.5))
+        assert Budgeted().kl_coef(2.0, measure, two) == pytest.approx(0.5)
+
+    def test_goes_no_colder_than_where_the_divergence_has_stopped_growing(self):
+        measure = Measured(lambda kl_coef: 20 * (1 - math.exp(-0.5 / kl_coef)))
+        kl_coef = Budgeted(max_trials=9).kl_coef(1000.0, measure, ())
+        assert measure.kl(kl_coef) > 18
+        assert kl_coef > 0.005
+        again = Budgeted(max_trials=9).kl_coef(1000.0, measure, rounds(0.0, kl_coef=kl_coef))
+        assert again == pytest.approx(kl_coef)
+
+    def test_stays_within_bounds(self):
+        for kl, bound in ((0.0, LEAST), (1e300, MOST)):
+            found = Budgeted(max_trials=30).kl_coef(10.0, Measured(lambda _, kl=kl: kl), ())
+            assert found == pytest.approx(bound) or kl == 0.0
+            assert LEAST * 0.999 <= found <= MOST * 1.001
 
     def test_asks_no_more_often_than_it_may(self):
         measure = Measured(lambda kl_coef: 1e9)

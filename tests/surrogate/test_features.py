@@ -30,7 +30,7 @@ def test_standardize_by_hand():
 
 
 def test_fitted_columns_have_mean_0_and_std_1_unless_constant():
-    encoder = Standardize.fit(DESIGNS)
+    encoder = Standardize.of(DESIGNS)
     X = encoder(DESIGNS.double())
     torch.testing.assert_close(X.mean(0), torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(X.std(0), torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64))
@@ -40,13 +40,13 @@ def test_fitted_columns_have_mean_0_and_std_1_unless_constant():
 def test_rounding_of_a_constant_is_no_spread():
     column = torch.tensor([[0.3], [0.1 * 3]] * 5, dtype=torch.float64)
     assert column.std() > 0
-    assert Standardize.fit(column).std.item() == 1
-    assert Standardize.fit(1e-12 * torch.tensor([[1.0], [2.0]])).std.item() < 1e-12, "small is not constant"
+    assert Standardize.of(column).std.item() == 1
+    assert Standardize.of(1e-12 * torch.tensor([[1.0], [2.0]])).std.item() < 1e-12, "small is not constant"
 
 
 def test_keeps_the_dtype_and_passes_gradients():
     designs = DESIGNS.clone().requires_grad_()
-    X = Standardize.fit(DESIGNS)(designs)
+    X = Standardize.of(DESIGNS)(designs)
     assert X.dtype == torch.float32
     (gradient,) = torch.autograd.grad(X.sum(), designs)
     torch.testing.assert_close(gradient.flatten(1)[0], torch.tensor([0.5, 1.0, 1.0, 0.25]))
@@ -54,7 +54,7 @@ def test_keeps_the_dtype_and_passes_gradients():
 
 def test_refusals():
     with pytest.raises(SurrogateError, match="at least 2 designs, got 1"):
-        Standardize.fit(DESIGNS[:1])
+        Standardize.of(DESIGNS[:1])
     with pytest.raises(SurrogateError, match=r"expected positive std, got 0.0 in column 1"):
         Standardize(torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(SurrogateError, match=r"expected 2 features.*got 4"):
@@ -91,8 +91,8 @@ def test_identity_takes_rows_only():
 
 def test_standardizer_is_the_recipe_of_standardize():
     encoder = Standardizer().fit(DESIGNS)
-    assert torch.equal(encoder.mean, Standardize.fit(DESIGNS).mean)
-    assert torch.equal(encoder.std, Standardize.fit(DESIGNS).std)
+    assert torch.equal(encoder.mean, Standardize.of(DESIGNS).mean)
+    assert torch.equal(encoder.std, Standardize.of(DESIGNS).std)
 
 
 def stretched(n, d=5):
