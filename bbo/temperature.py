@@ -72,9 +72,12 @@ class Budgeted:
         warmer one is returned. The last step is not measured again.
         """
         log_coef = math.log(rounds[-1].kl_coef) if rounds else math.log(FIRST)
+        least = math.log(LEAST)
         seen: list[tuple[float, float]] = []
         for _ in range(self.max_trials):
             kl = measure(math.exp(log_coef))
+            if math.isinf(kl):
+                least = log_coef + math.log(2)  # nobody lives there, and the last step is not measured again
             # Where nothing was found or nothing is to be gained, only the direction is known.
             excess = min(max(math.log(max(kl, 1e-9) / nats), -MAX_STEP), MAX_STEP)
             seen.append((log_coef, excess))
@@ -83,7 +86,7 @@ class Budgeted:
             if len(seen) > 1 and kl > 1 and log_coef < seen[-2][0] and _slope(seen) < SATURATED:
                 log_coef = seen[-2][0]
                 break
-            log_coef = min(max(log_coef + excess / _steepness(seen), math.log(LEAST)), math.log(MOST))
+            log_coef = min(max(log_coef + excess / _steepness(seen), least), math.log(MOST))
         return math.exp(log_coef)
 
 

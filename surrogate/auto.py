@@ -17,6 +17,7 @@ from surrogate.base import Dataset, Surrogate, SurrogateModel
 from surrogate.errors import SurrogateError
 from surrogate.feasibility import Feasibility, FeasibilityModel, GPFeasibility
 from surrogate.feasibility_ensemble import EnsembleFeasibility
+from surrogate.gp import ExactGP
 from surrogate.neural_linear import FittedNeuralLinear, NeuralLinear
 from surrogate.sparse_gp import SparseGP
 
@@ -58,6 +59,10 @@ class Auto:
     def choose(self, n: int, d: int) -> Choice[SurrogateModel]:
         """Return which recipe fits n observations of d features, and why."""
         size = f"{n} observations of {d} features"
+        if n <= self.max_exact and d > MAX_AXES:
+            return Choice(
+                ExactGP(), f"exact GP: of {size} it predicts best; they are too many for axes of their own"
+            )
         if n <= self.max_exact:
             return Choice(
                 AveragedGP(), f"exact GPs, averaged: of {size} they predict best, and a fit takes seconds"

@@ -237,8 +237,18 @@ class TestPrincipalAxes:
         assert axes.basis[3, own].item() == pytest.approx((4 / 44) ** -0.5)
 
     def test_a_feature_of_known_spread_0_has_an_axis_of_its_own(self):
-        axes = PrincipalAxes.fit(observations().X, torch.diag(tensor(1.0, 0.0, 4.0)))
-        torch.testing.assert_close(axes.basis.abs().sum(1), tensor(1.0, LEAST_VARIANCE**-0.25, 0.5))
+        covariance = torch.diag(tensor(1.0, 0.0, 4.0))
+        covariance[0, 2] = covariance[2, 0] = 1.0
+        axes = PrincipalAxes.fit(observations().X, covariance)
+        assert axes.basis[1].abs().sum().item() == pytest.approx(LEAST_VARIANCE**-0.25)
+
+    @pytest.mark.parametrize("noise", [0.0, 1e-15, 0.05])
+    def test_features_that_hardly_vary_together_are_their_own_axes(self, noise):
+        """Otherwise rounding, or how many draws there were, would decide about the directions."""
+        spread = tensor(1.0, 2.0, 0.5)
+        correlation = torch.eye(3, dtype=torch.float64) + noise * (1 - torch.eye(3, dtype=torch.float64))
+        axes = PrincipalAxes.fit(observations().X, correlation * torch.outer(spread, spread))
+        torch.testing.assert_close(axes.basis, torch.diag(1 / spread))
 
     def test_a_copy_of_a_feature_has_no_axis_that_blows_up_rounding(self):
         X = observations().X
