@@ -147,7 +147,7 @@ class SteeredPrior:
             except SamplerError:  # nobody is left: there is nothing of this target where the prior is
                 return math.inf
 
-        nats = self.temperature.nats(len(observed.y), observed.rounds)
+        nats = self.temperature.budget(len(observed.y), observed.rounds)
         return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
 
     def _conditioned(

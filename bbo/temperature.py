@@ -31,8 +31,10 @@ Measure = Callable[[float], float]
 class Budgeted:
     """Recipe of a temperature: a KL budget from the number of observations, corrected by hindsight."""
 
-    nats_per_observation: float = 0.6
-    """KL budget of a trusted belief, divided by the number of outcomes; a failure is none."""
+    nats: float = 6.0
+    """KL budget of a trusted belief before the first outcome: about as far as the best of e^6 = 400 prior samples."""
+    nats_per_observation: float = 0.4
+    """What each outcome adds to it; a failure adds nothing."""
     min_trust: float = 0.05
     """Least share of that budget, however often the belief was too optimistic."""
     tolerance: float = 0.25
@@ -41,8 +43,12 @@ class Budgeted:
     """Most pilot samplings a round."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.nats_per_observation < math.inf:
-            raise ConfigError(f"nats_per_observation must be above 0, got {self.nats_per_observation}")
+        if not 0 < self.nats < math.inf:
+            raise ConfigError(f"nats must be a finite number above 0, got {self.nats}")
+        if not 0 <= self.nats_per_observation < math.inf:
+            raise ConfigError(
+                f"nats_per_observation must be a finite number of at least 0, got {self.nats_per_observation}"
+            )
         if not 0 < self.min_trust <= 1:
             raise ConfigError(f"min_trust must be above 0 and at most 1, got {self.min_trust}")
         if not self.tolerance > 0:
@@ -50,9 +56,9 @@ class Budgeted:
         if self.max_trials < 1:
             raise ConfigError(f"max_trials must be at least 1, got {self.max_trials}")
 
-    def nats(self, n_observed: int, rounds: Sequence[Hindsight]) -> float:
+    def budget(self, n_observed: int, rounds: Sequence[Hindsight]) -> float:
         """Return the budget of a round after `n_observed` outcomes, given all earlier rounds."""
-        return self.nats_per_observation * n_observed * self.trust(rounds)
+        return (self.nats + self.nats_per_observation * n_observed) * self.trust(rounds)
 
     def trust(self, rounds: Sequence[Hindsight]) -> float:
         """Return the share of the full budget that the belief has earned: halved by every round that was too
@@ -94,7 +100,7 @@ FIRST, LEAST, MOST = 0.1, 1e-3, 1e3
 """kl_coef of the first trial, and the range in which one is looked for."""
 MAX_STEP = math.log(8)
 """Of log KL in one trial."""
-SATURATED = 0.2
+SATURATED = 0.1
 """Slope of log KL in -log kl_coef below which colder is not farther, just sharper."""
 
 

@@ -235,7 +235,10 @@ def test_a_missing_file_is_one_line():
         ("surrogate: {type: averaged_gp}", SteeredPrior(surrogate=AveragedGP())),
         ("selection: {type: conditioned, n_steps: 4}", SteeredPrior(selection=Conditioned(4))),
         ("kl_coef: auto", SteeredPrior(kl_coef="auto")),
-        ("temperature: {nats_per_observation: 0.2}", SteeredPrior(temperature=Budgeted(0.2))),
+        (
+            "temperature: {nats_per_observation: 0.2}",
+            SteeredPrior(temperature=Budgeted(nats_per_observation=0.2)),
+        ),
     ],
 )
 def test_surrogates_acquisitions_and_feasibility_by_name(tmp_path, prior_file, text, expected):

@@ -17,18 +17,19 @@ def rounds(*errors, kl_coef=0.1):
 
 
 class TestBudget:
-    rule = Budgeted(nats_per_observation=0.5)
+    rule = Budgeted(nats=2.0, nats_per_observation=0.5)
 
     def test_grows_with_what_was_observed(self):
-        assert self.rule.nats(16, ()) == 8
-        assert self.rule.nats(64, rounds(0.0, 0.5)) == 32
+        assert self.rule.budget(0, ()) == 2
+        assert self.rule.budget(16, ()) == 10
+        assert self.rule.budget(64, rounds(0.0, 0.5)) == 34
 
     def test_is_halved_by_a_round_that_fell_short_and_earned_back(self):
         assert self.rule.trust(rounds(-2.0)) == 0.5
         assert self.rule.trust(rounds(-2.0, 0.0)) == 0.75
         assert self.rule.trust(rounds(-2.0, 0.0, 0.0)) == 1
         assert self.rule.trust(rounds(-2.0, -2.0)) == 0.25
-        assert self.rule.nats(10, rounds(-2.0)) == 2.5
+        assert self.rule.budget(10, rounds(-2.0)) == 3.5
 
     def test_has_a_floor(self):
         assert self.rule.trust(rounds(*[-9.0] * 50)) == self.rule.min_trust
@@ -37,7 +38,9 @@ class TestBudget:
     @pytest.mark.parametrize(
         "settings",
         [
-            {"nats_per_observation": 0.0},
+            {"nats": 0.0},
+            {"nats": math.inf},
+            {"nats_per_observation": -0.1},
             {"nats_per_observation": math.inf},
             {"nats_per_observation": math.nan},
             {"min_trust": 0.0},
