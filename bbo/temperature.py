@@ -61,12 +61,12 @@ class Budgeted:
         return (self.nats + self.nats_per_observation * n_observed) * self.trust(rounds)
 
     def trust(self, rounds: Sequence[Hindsight]) -> float:
-        """Return the share of the full budget that the belief has earned: halved by every round that was too
-        optimistic, grown by half by every other, at most 1.
+        """Return the share of the full budget that the belief has earned: a third less after every round that was too
+        optimistic, half as much again after every other, at most 1.
         """
         trust = 1.0
         for past in rounds:
-            trust = max(trust / 2, self.min_trust) if past.is_over_optimistic else min(1.5 * trust, 1.0)
+            trust = max(trust / 1.5, self.min_trust) if past.is_over_optimistic else min(1.5 * trust, 1.0)
         return trust
 
     def kl_coef(self, nats: float, measure: Measure, rounds: Sequence[Hindsight]) -> float:

@@ -24,12 +24,12 @@ class TestBudget:
         assert self.rule.budget(16, ()) == 10
         assert self.rule.budget(64, rounds(0.0, 0.5)) == 34
 
-    def test_is_halved_by_a_round_that_fell_short_and_earned_back(self):
-        assert self.rule.trust(rounds(-2.0)) == 0.5
-        assert self.rule.trust(rounds(-2.0, 0.0)) == 0.75
-        assert self.rule.trust(rounds(-2.0, 0.0, 0.0)) == 1
-        assert self.rule.trust(rounds(-2.0, -2.0)) == 0.25
-        assert self.rule.budget(10, rounds(-2.0)) == 3.5
+    def test_is_cut_by_a_round_that_fell_short_and_earned_back(self):
+        assert self.rule.trust(rounds(-2.0)) == pytest.approx(2 / 3)
+        assert self.rule.trust(rounds(-2.0, -2.0)) == pytest.approx(4 / 9)
+        assert self.rule.trust(rounds(-2.0, -2.0, 0.0)) == pytest.approx(2 / 3)
+        assert self.rule.trust(rounds(-2.0, 0.0, 0.0)) == pytest.approx(1)
+        assert self.rule.budget(10, rounds(-2.0)) == pytest.approx(14 / 3)
 
     def test_has_a_floor(self):
         assert self.rule.trust(rounds(*[-9.0] * 50)) == self.rule.min_trust
