@@ -4,7 +4,7 @@
     prior:    {type: denoiser, path: prior.safetensors}
     oracle:   {type: airfoil}
     method:   {kl_coef: 0.1, surrogate: {type: gp}}
-    encoder:  {type: pca, n_components: 32}
+    encoder:  {type: pca, n_components: 8}
 
 A section's keys are the parameters of the constructor it calls, with their types and defaults, so there is no
 second list of options that could fall out of step. Paths of inputs are relative to the file; the campaign's
