@@ -136,10 +136,11 @@ class PrincipalAxes:
         scale = covariance.double().diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
         correlation = covariance.double() / torch.outer(scale, scale)
-        if (correlation - torch.diag(correlation.diagonal())).abs().max() < LEAST_CORRELATION:
-            return cls(
-                X.double().mean(0), torch.diag(1 / scale)
-            )  # any direction would do: none is made of rounding
+        off_diagonal = correlation - torch.diag(correlation.diagonal())
+        if (
+            off_diagonal.abs().max() < LEAST_CORRELATION
+        ):  # any direction would do; rounding must not choose it
+            return cls(X.double().mean(0), torch.diag(1 / scale))
         variance, directions = torch.linalg.eigh(correlation)
         largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
         basis = directions * largest.sign() * variance.clamp(min=LEAST_VARIANCE) ** -0.25

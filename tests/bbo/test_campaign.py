@@ -30,6 +30,8 @@ from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.acquisition import Thompson
 from surrogate.ensemble import DeepEnsemble
+from surrogate.errors import SurrogateError
+from surrogate.features import PrincipalComponents, Standardize
 
 PRIOR = GaussianPrior(torch.zeros(3), n_steps=10)
 METHOD = SteeredPrior(kl_coef=0.1, sampler=SamplerConfig(n_islands=4, n_particles=8))
@@ -473,3 +475,15 @@ def test_a_temperature_that_is_found_is_found_again_after_an_interruption(tmp_pa
         found = [(q.provenance.get("kl_coef"), q.predicted_mean) for q in campaign.ledger.queries()]
     assert found == expected
     assert len({kl_coef for kl_coef, _ in found[4:]}) > 1
+
+
+def test_an_encoder_that_cannot_be_fitted_is_refused_before_there_is_a_ledger(tmp_path):
+    with pytest.raises(SurrogateError, match="vary in at least 10 directions"):
+        opened(tmp_path / "run", encoder=PrincipalComponents(n_components=10))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_that_was_fitted_is_taken_as_it_is(tmp_path):
+    encoder = Standardize(torch.zeros(3), torch.full((3,), 100.0))
+    with opened(tmp_path / "run", encoder=encoder) as campaign:
+        assert campaign.executor.encoder is encoder

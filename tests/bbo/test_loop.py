@@ -10,7 +10,7 @@ import torch
 from bbo import seeds
 from bbo.diagnostics import summarise, traces
 from bbo.errors import CampaignError
-from bbo.executor import LocalExecutor, SampleRequest
+from bbo.executor import MAX_COVARIANCE, LocalExecutor, SampleRequest
 from bbo.hindsight import Hindsight
 from bbo.potential import Potential
 from bbo.proposals import Observations
@@ -169,6 +169,18 @@ def test_the_summary_of_a_round_in_numbers():
     assert traces(result)["ess_share"].max() == pytest.approx(1.0)
 
 
+def test_the_covariance_of_very_many_features_is_not_kept():
+    def many(designs):
+        return designs.repeat(1, MAX_COVARIANCE)
+
+    @dataclass(frozen=True)
+    class Recipe:
+        def fit(self, designs):
+            return many
+
+    assert LocalExecutor.encoding(PRIOR, Recipe(), seed=0).covariance is None
+
+
 class TestProposals:
     """A round over a Gaussian prior, its outcome linear in the design."""
 
@@ -281,6 +293,23 @@ class TestProposals:
             X = self.executor.encode(self.proposed(method, self.observed(6)).designs)
             spread[type(selection)] = torch.pdist(X).mean()
         assert spread[Conditioned] > 1.2 * spread[Best]
+
+    def test_a_conditioned_batch_looks_at_each_design_as_its_own_island_does(self):
+        islands = []
+
+        class Watching(Mean):
+            def given(self, data):
+                return self
+
+            def __call__(self, surrogate, X, island):
+                islands.append(island)
+                return X.sum(1)
+
+        method = SteeredPrior(
+            surrogate=ExactGP(), acquisition=Watching(), kl_coef=1.0, selection=Conditioned(2), n_shards=2
+        )
+        self.proposed(method, self.observed(), n=4)
+        assert sorted(set(islands[-1].tolist())) == list(range(32))
 
     def test_says_so_when_nothing_new_is_left(self):
         class OneDesign(LocalExecutor):
