@@ -33,6 +33,7 @@ from bbo.config.secrets import secrets_of
 from bbo.desk import Asked
 from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
 from bbo.executor import Executor, LocalExecutor
+from bbo.features import with_features
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.loop import ask, run_round
 from bbo.opening import as_oracle, opened
@@ -48,7 +49,7 @@ from oracles.callables import ByHand
 from oracles.calls import Answer
 from oracles.evaluation import VALUE, Evaluation
 from smc.prior import Prior
-from surrogate.features import Encoder, EncoderModel, Standardizer
+from surrogate.features import Encoder, EncoderModel, Flatten, Standardizer
 
 
 class Campaign:
@@ -118,9 +119,8 @@ class Campaign:
             "method": describe(chosen),
             "encoder": describe(encoder),
         }
-        executor = LocalExecutor.encoding(
-            prior, encoder, seed
-        )  # what is wrong with an encoder shows before a ledger
+        # what is wrong with an encoder shows before a ledger
+        place = with_features(LocalExecutor(prior, Flatten()), encoder, seed)
         ledger = opened(Path(directory), settings, config, database)
         try:
             campaign = cls(
@@ -128,7 +128,7 @@ class Campaign:
                 settings,
                 oracle=black_box,
                 method=chosen,
-                executor=executor,
+                executor=place,
                 listener=listener,
             )
             campaign._recover()

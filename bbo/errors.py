@@ -28,6 +28,10 @@ class ConfigMismatchError(CampaignError):
     """The campaign on disk was started with another config."""
 
 
+class ExecutorError(BboError):
+    """The machines that sample cannot: no workers, workers that keep dying, no memory."""
+
+
 class LedgerError(BboError):
     """The ledger would cease to be true (an illegal transition, an answer told twice), or cannot be read."""
 

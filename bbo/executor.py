@@ -1,22 +1,28 @@
-"""Where sampling runs. Heavy models live behind an executor; the loop holds small tensors only."""
+"""Where sampling runs. Heavy models live behind an executor; the loop holds small tensors only.
+
+A shard, a fixed group of islands, has a random stream of its own and always the same shape. So it comes to the same
+whatever was sampled before, beside or instead of it: in this process, on any worker, and a second time after a
+worker was lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bbo import seeds
-from bbo.errors import ConfigError
+from bbo.errors import ExecutorError
 from bbo.potential import Potential
 from smc.prior import Prior
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig, sample
-from surrogate.features import Encoder, EncoderModel, Flatten
+from surrogate.features import Encoder
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,50 @@ class SampleRequest:
     first_island: int = 0
     """Index of the shard's first island among all islands of the round."""
 
+    @property
+    def n_rows(self) -> int:
+        """Particles of the shard."""
+        return self.config.n_islands * self.config.n_particles
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a shard came to."""
+
+    result: SMCResult
+    designs: Float[Tensor, "n *design"]
+    """What its particles decode to, in their order."""
+    X: Float[Tensor, "n d"]
+    """Their features."""
+
+
+OnShard = Callable[[int, Sampled, float], None]
+"""Hears of a shard as soon as it is there: its place among the requests, what it came to, the seconds it took."""
+
+
+def unheard(place: int, shard: Sampled, seconds: float) -> None:
+    """Listen to nothing."""
+
 
 @runtime_checkable
 class Executor(Protocol):
     """Runs the prior. The same requests give the same results on every executor."""
 
-    def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
-        """Return the weighted samples of each shard, in order; None samples the prior itself."""
-        ...
+    def sample(
+        self, potential: Potential | None, requests: Sequence[SampleRequest], on_shard: OnShard = unheard
+    ) -> list[Sampled]:
+        """Return what each shard comes to, in the order of the requests; None samples the prior itself.
 
-    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
-        """Return the designs of clean latents."""
+        Raises what the sampler raises, and ExecutorError where the machines cannot do it.
+        """
         ...
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the surrogate's features of designs."""
+        ...
+
+    def encoding(self, encoder: Encoder, covariance: Float[Tensor, "d d"] | None) -> Executor:
+        """Return this executor with another encoder, and how its features vary together over the prior's designs."""
         ...
 
     @property
@@ -50,14 +85,17 @@ class Executor(Protocol):
         """How features vary together over the prior's designs; None where that is not known."""
         ...
 
+    @property
+    def n_workers(self) -> int:
+        """Processes that sample besides this one; 0 where this one does it all."""
+        ...
 
-N_PRIOR_DRAWS = 1024
-"""Prior designs that decide how features are scaled."""
-MAX_COVARIANCE = 1024
-"""Most features whose covariance is kept: its size is their square, and 1024 draws tell no more."""
+    def close(self) -> None:
+        """Let go of what was taken: workers, memory."""
+        ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class LocalExecutor:
     """Everything in this process, shard after shard."""
 
@@ -65,49 +103,68 @@ class LocalExecutor:
     encoder: Encoder
     covariance: Float[Tensor, "d d"] | None = None
     """How features vary together over the prior's designs; None where that is not known."""
+    max_batch: int | None = None
+    """Most particles at a time in the network, for all shards; None leaves that to their own settings. Halves itself
+    when they do not fit the memory of a GPU."""
+    n_workers: int = 0
 
-    @classmethod
-    def encoding(cls, prior: Prior, encoder: EncoderModel | Encoder, seed: int) -> LocalExecutor:
-        """Return an executor with this encoder; a recipe is fitted to draws of the prior.
-
-        The prior's designs, not the observed ones: features then mean the same in every round. A frozen function
-        is taken as it is, and nothing is drawn. Raises ConfigError for what is neither.
-        """
-        if not isinstance(encoder, EncoderModel):
-            if not callable(encoder):
-                raise ConfigError(
-                    f"expected an encoder, or a recipe of one such as Standardizer(), got {encoder!r}"
-                )
-            return cls(prior, encoder)
-        plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
-        request = SampleRequest(plain, seeds.derive(seed, "features"))
-        drawing = cls(prior, encoder=Flatten())
-        designs = drawing.decode(drawing.sample(None, [request])[0].x0)
-        fitted = encoder.fit(designs)
-        with torch.no_grad():
-            X = fitted(designs)
-        return cls(prior, fitted, X.double().T.cov() if X.shape[1] <= MAX_COVARIANCE else None)
-
-    def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
-        """Return the weighted samples of each shard, in order; None samples the prior itself."""
-        return [self._shard(potential, request) for request in requests]
-
-    def _shard(self, potential: Potential | None, request: SampleRequest) -> SMCResult:
-        def log_potential(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-            if potential is None:
-                return torch.zeros(len(x0), dtype=torch.float32)
-            X = self.encoder(self.prior.decode(x0))
-            return potential(X, island + request.first_island)
-
-        generator = torch.Generator().manual_seed(request.seed)
-        return sample(self.prior, log_potential, request.config, generator=generator)
-
-    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
-        """Return the designs of clean latents."""
-        with torch.no_grad():
-            return self.prior.decode(x0)
+    def sample(
+        self, potential: Potential | None, requests: Sequence[SampleRequest], on_shard: OnShard = unheard
+    ) -> list[Sampled]:
+        """Return what each shard comes to, in order; None samples the prior itself."""
+        done = []
+        for place, request in enumerate(requests):
+            began = time.perf_counter()
+            done.append(self._shard(potential, request))
+            on_shard(place, done[-1], time.perf_counter() - began)
+        return done
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the surrogate's features of designs."""
         with torch.no_grad():
             return self.encoder(designs)
+
+    def encoding(self, encoder: Encoder, covariance: Float[Tensor, "d d"] | None) -> LocalExecutor:
+        """Return this executor with another encoder."""
+        return replace(self, encoder=encoder, covariance=covariance)
+
+    def close(self) -> None:
+        """Do nothing: what was taken goes with this object."""
+
+    def _shard(self, potential: Potential | None, request: SampleRequest) -> Sampled:
+        """Return what a shard comes to, in chunks that fit the memory: they change no result (to 1e-5)."""
+        while True:
+            sizes = [size for size in (request.config.max_batch, self.max_batch) if size is not None]
+            size = min([request.n_rows, *sizes])
+            try:
+                return on_cpu(self._sampled(potential, request, size))
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise ExecutorError(f"not even one particle fits the memory of the device: {error}") from error
+                self.max_batch = math.ceil(size / 2)
+            torch.cuda.empty_cache()  # the error is gone by now, and with it the tensors it held on to
+
+    def _sampled(self, potential: Potential | None, request: SampleRequest, size: int) -> Sampled:
+        def log_potential(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+            if potential is None:
+                return x0.new_zeros(len(x0), dtype=torch.float32)
+            X = self.encoder(self.prior.decode(x0))
+            # Beliefs are small and stay on the CPU; only features, and gradients on their way back, cross over.
+            return potential(X.cpu(), island.cpu() + request.first_island).to(x0.device)
+
+        generator = torch.Generator().manual_seed(request.seed)
+        config = replace(request.config, max_batch=size)
+        result = sample(self.prior, log_potential, config, generator=generator)
+        with torch.no_grad():
+            designs = torch.cat([self.prior.decode(part) for part in result.x0.split(size)])
+            X = torch.cat([self.encoder(part) for part in designs.split(size)])
+        return Sampled(result, designs, X)
+
+
+def on_cpu(part: Any) -> Any:
+    """Return a dataclass with its tensors, those of its parts too, on the CPU."""
+    if isinstance(part, Tensor):
+        return part.cpu()
+    if is_dataclass(part) and not isinstance(part, type):
+        return replace(part, **{f.name: on_cpu(getattr(part, f.name)) for f in fields(part)})
+    return part

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bbo.errors import ConfigError
+from bbo.executor import Sampled
 from smc.result import SMCResult
 
 
@@ -57,15 +58,15 @@ class Pool:
     @classmethod
     def of(
         cls,
-        results: Sequence[SMCResult],
-        designs: Float[Tensor, "k *design"],
-        X: Float[Tensor, "k d"],
+        shards: Sequence[Sampled],
         proposed: Float[Tensor, "n *design"] | None = None,
     ) -> Pool:
         """Return the designs of the living particles of all shards that are new.
 
-        designs, X: of all particles, shard after shard.   proposed: designs that are not to be proposed again.
+        proposed: designs that are not to be proposed again.
         """
+        results = [shard.result for shard in shards]
+        designs, X = (torch.cat([getattr(shard, name) for shard in shards]) for name in ("designs", "X"))
         log_w, log_psi = (
             torch.cat([getattr(result, name).flatten() for result in results]).double()
             for name in ("log_w", "log_psi")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from bbo.config.describe import digest
 from bbo.errors import BlobError
-from bbo.executor import Executor, SampleRequest
+from bbo.executor import Executor, OnShard, Sampled, SampleRequest, unheard
 from bbo.ledger.durable import fsync_directory, make_directory, write_durably
 from bbo.potential import Potential
 from smc.result import SMCResult, Trace
+from surrogate.features import Encoder
 
 STAGES = "stages"
 """The folder of a campaign directory that holds them."""
@@ -37,13 +38,24 @@ class RecallingExecutor:
     context: str
     """Digest of what decides the samples besides potential and request."""
 
-    def sample(self, potential: Potential | None, requests: Sequence[SampleRequest]) -> list[SMCResult]:
-        """Return the weighted samples of each shard, in order; None samples the prior itself."""
-        return [self._shard(potential, request) for request in requests]
+    def sample(
+        self, potential: Potential | None, requests: Sequence[SampleRequest], on_shard: OnShard = unheard
+    ) -> list[Sampled]:
+        """Return what each shard comes to, in order; those that were not kept are sampled, all at once."""
+        paths = [self._path(potential, request) for request in requests]
+        shards = {place: kept for place, path in enumerate(paths) if (kept := _read(path)) is not None}
+        for place, shard in shards.items():
+            on_shard(place, shard, 0.0)
+        missing = [place for place in range(len(requests)) if place not in shards]
 
-    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
-        """Return the designs of clean latents."""
-        return self.executor.decode(x0)
+        def keep(i: int, shard: Sampled, seconds: float) -> None:
+            _write(paths[missing[i]], shard)
+            on_shard(missing[i], shard, seconds)
+
+        if missing:
+            sampled = self.executor.sample(potential, [requests[place] for place in missing], keep)
+            shards.update(zip(missing, sampled, strict=True))
+        return [shards[place] for place in range(len(requests))]
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the surrogate's features of designs."""
@@ -54,15 +66,22 @@ class RecallingExecutor:
         """How features vary together over the prior's designs; None where that is not known."""
         return self.executor.covariance
 
-    def _shard(self, potential: Potential | None, request: SampleRequest) -> SMCResult:
-        path = (
-            self.folder / f"{digest(self.context, torch.__version__, _PARTS, potential, request)}.safetensors"
-        )
-        kept = _read(path)
-        if kept is None:
-            (kept,) = self.executor.sample(potential, [request])
-            _write(path, kept)
-        return kept
+    @property
+    def n_workers(self) -> int:
+        """Processes that sample besides this one; 0 where this one does it all."""
+        return self.executor.n_workers
+
+    def encoding(self, encoder: Encoder, covariance: Float[Tensor, "d d"] | None) -> RecallingExecutor:
+        """Return this executor with another encoder."""
+        return replace(self, executor=self.executor.encoding(encoder, covariance))
+
+    def close(self) -> None:
+        """Let go of what the executor inside has taken."""
+        self.executor.close()
+
+    def _path(self, potential: Potential | None, request: SampleRequest) -> Path:
+        name = digest(self.context, torch.__version__, _PARTS, potential, request)
+        return self.folder / f"{name}.safetensors"
 
 
 def forget(folder: Path) -> None:
@@ -71,9 +90,9 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, result: SMCResult) -> None:
+def _write(path: Path, shard: Sampled) -> None:
     # Copies: safetensors refuses tensors that share memory.
-    tensors = _tensors(result).items()
+    tensors = _tensors(shard).items()
     data = save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors})
     try:
         make_directory(path.parent)
@@ -83,7 +102,7 @@ def _write(path: Path, result: SMCResult) -> None:
         raise BlobError(f"cannot write {path}: {error.strerror}; free the disk, then run again") from error
 
 
-def _read(path: Path) -> SMCResult | None:
+def _read(path: Path) -> Sampled | None:
     """Return what was kept; None where nothing was, or not all of it: then it is sampled again."""
     if not path.is_file():
         return None
@@ -94,15 +113,18 @@ def _read(path: Path) -> SMCResult | None:
         name: value if value.dim() else value.item() for name, value in load(data).items()
     }
     trace = Trace(**{f.name: found.pop(f"trace.{f.name}") for f in fields(Trace)})
-    return SMCResult(**found, trace=trace)
+    designs, X = found.pop("designs"), found.pop("X")
+    return Sampled(SMCResult(**found, trace=trace), designs, X)
 
 
-def _tensors(result: SMCResult) -> dict[str, Tensor]:
-    """Return all that a result is made of, by name; numbers as tensors without an axis."""
+def _tensors(shard: Sampled) -> dict[str, Tensor]:
+    """Return all that a shard is made of, by name; numbers as tensors without an axis."""
+    result = shard.result
     own = {f.name: getattr(result, f.name) for f in fields(SMCResult) if f.name != "trace"}
     parts = own | {f"trace.{f.name}": getattr(result.trace, f.name) for f in fields(Trace)}
+    parts |= {"designs": shard.designs, "X": shard.X}
     return {name: torch.as_tensor(part) for name, part in parts.items()}
 
 
-_PARTS = [f.name for part in (SMCResult, Trace) for f in fields(part)]
-"""What a result is made of here: another version of the sampler may know other things."""
+_PARTS = [f.name for part in (Sampled, SMCResult, Trace) for f in fields(part)]
+"""What a shard is made of here: another version of the sampler may know other things."""

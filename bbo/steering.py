@@ -87,19 +87,18 @@ class SteeredPrior:
             potential = self._tempered(potential, observed, executor, seed)
         requests = self._requests(seed)
         with stage("sample"):
-            results = executor.sample(potential, requests)
+            shards = executor.sample(potential, requests)
         with stage("select"):
-            designs = executor.decode(torch.cat([result.x0 for result in results]))
-            pool = Pool.of(results, designs, executor.encode(designs), observed.designs)
+            pool = Pool.of(shards, observed.designs)
             chosen = self.selection(
                 pool, n, self._believing(pool, potential, observed, seed), seeds.generator(seed, "select")
             )
             if not chosen:
                 raise CampaignError(
-                    f"the target has no new designs: all {len(designs)} that were sampled were proposed before. "
+                    f"the target has no new designs: all {sum(r.n_rows for r in requests)} that were sampled were proposed before. "
                     "Where designs are few, this campaign has seen them; what is left of its budget stays unspent"
                 )
-            candidates = _steered(pool, chosen, requests, results, potential)
+            candidates = _steered(pool, chosen, requests, [shard.result for shard in shards], potential)
             return replace(candidates, summary={**candidates.summary, "surrogate": self._told(observed)})
 
     def _told(self, observed: Observations) -> str:
@@ -143,7 +142,8 @@ class SteeredPrior:
 
         def measure(kl_coef: float) -> float:
             try:
-                return kl_from_prior(executor.sample(replace(potential, kl_coef=kl_coef), [request]))
+                shards = executor.sample(replace(potential, kl_coef=kl_coef), [request])
+                return kl_from_prior([shard.result for shard in shards])
             except SamplerError:  # nobody is left: there is nothing of this target where the prior is
                 return math.inf
 
@@ -182,10 +182,10 @@ class SteeredPrior:
         plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=self.sampler.max_batch)
         requests = [SampleRequest(plain, seeds.derive(seed, "sample", 0))]
         with stage("sample"):
-            results = executor.sample(None, requests)
+            (shard,) = executor.sample(None, requests)
         picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
-        x0, provenance = _origin(picks, requests, results, "prior")
-        return Candidates(x0, executor.decode(x0), provenance)
+        x0, provenance = _origin(picks, requests, [shard.result], "prior")
+        return Candidates(x0, shard.designs, provenance)
 
 
 def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:

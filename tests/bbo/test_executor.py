@@ -36,9 +36,10 @@ POTENTIAL = Potential(Bowl(), Mean(), kl_coef=0.5)
 SHARDS = [SampleRequest(CONFIG, seed=10 + k, first_island=3 * k) for k in range(4)]
 
 
-def bits(result):
-    """Return every tensor of a result, in order."""
-    return [result.x0, result.log_w, result.log_z, result.log_psi] + [
+def bits(shard):
+    """Return every tensor of a shard, in order."""
+    result = shard.result
+    return [shard.designs, shard.X, result.x0, result.log_w, result.log_z, result.log_psi] + [
         getattr(result.trace, f.name) for f in fields(result.trace) if f.name != "n_particles"
     ]
 
@@ -73,4 +74,4 @@ def test_smaller_chunks_change_nothing_that_can_be_seen(executor, max_batch):
     for whole, other in zip(
         executor.sample(POTENTIAL, SHARDS), executor.sample(POTENTIAL, chunked), strict=True
     ):
-        torch.testing.assert_close(other.x0, whole.x0, atol=1e-5, rtol=0)
+        torch.testing.assert_close(other.result.x0, whole.result.x0, atol=1e-5, rtol=0)

@@ -10,7 +10,8 @@ import torch
 from bbo import seeds
 from bbo.diagnostics import summarise, traces
 from bbo.errors import CampaignError
-from bbo.executor import MAX_COVARIANCE, LocalExecutor, SampleRequest
+from bbo.executor import LocalExecutor, SampleRequest
+from bbo.features import MAX_COVARIANCE, with_features
 from bbo.hindsight import Hindsight
 from bbo.potential import Potential
 from bbo.proposals import Observations
@@ -80,9 +81,9 @@ def test_every_shard_has_a_stream_and_islands_of_its_own():
     requests = []
 
     class Watching(LocalExecutor):
-        def sample(self, potential, shards):
+        def sample(self, potential, shards, *heard):
             requests.extend(shards)
-            return super().sample(potential, shards)
+            return super().sample(potential, shards, *heard)
 
     for seed in (1, 2):
         method.propose(
@@ -110,12 +111,12 @@ def test_a_shard_is_the_same_whatever_runs_beside_it():
     one, two = SampleRequest(SamplerConfig(2, 4), seed=11), SampleRequest(SamplerConfig(2, 4), seed=12)
     alone = EXECUTOR.sample(potential, [two])[0]
     together = EXECUTOR.sample(potential, [one, two])[1]
-    assert torch.equal(alone.x0, together.x0)
-    assert torch.equal(alone.log_w, together.log_w)
+    assert torch.equal(alone.result.x0, together.result.x0)
+    assert torch.equal(alone.result.log_w, together.result.log_w)
 
 
 def test_features_are_standard_over_the_prior():
-    executor = LocalExecutor.encoding(PRIOR, Standardizer(), seed=0)
+    executor = with_features(EXECUTOR, Standardizer(), seed=0)
     encoder, (mean, std) = executor.encoder, PRIOR.moments()
     torch.testing.assert_close(encoder.mean, mean, atol=0.3, rtol=0)
     torch.testing.assert_close(encoder.std, torch.full((2,), std, dtype=torch.float64), atol=0.15, rtol=0)
@@ -126,7 +127,7 @@ def test_a_frozen_encoder_is_taken_as_it_is():
     def double(designs):
         return 2 * designs
 
-    executor = LocalExecutor.encoding(PRIOR, double, seed=0)
+    executor = with_features(EXECUTOR, double, seed=0)
     assert executor.encoder is double
     assert executor.covariance is None
 
@@ -178,13 +179,13 @@ def test_the_covariance_of_very_many_features_is_not_kept():
         def fit(self, designs):
             return many
 
-    assert LocalExecutor.encoding(PRIOR, Recipe(), seed=0).covariance is None
+    assert with_features(EXECUTOR, Recipe(), seed=0).covariance is None
 
 
 class TestProposals:
     """A round over a Gaussian prior, its outcome linear in the design."""
 
-    executor = LocalExecutor.encoding(PRIOR, Standardizer(), seed=0)
+    executor = with_features(EXECUTOR, Standardizer(), seed=0)
 
     def observed(self, n=40, **more):
         X = torch.randn(n, 2, generator=torch.Generator().manual_seed(3))
@@ -215,9 +216,9 @@ class TestProposals:
         requests = []
 
         class Watching(LocalExecutor):
-            def sample(self, potential, shards):
+            def sample(self, potential, shards, *heard):
                 requests.extend(shards)
-                return super().sample(potential, shards)
+                return super().sample(potential, shards, *heard)
 
         method = SteeredPrior(surrogate=ExactGP(), kl_coef=0.3)
         watching = Watching(self.executor.prior, self.executor.encoder)
@@ -228,9 +229,9 @@ class TestProposals:
         requests = []
 
         class Watching(LocalExecutor):
-            def sample(self, potential, shards):
+            def sample(self, potential, shards, *heard):
                 requests.extend(shards)
-                return super().sample(potential, shards)
+                return super().sample(potential, shards, *heard)
 
         watching = Watching(self.executor.prior, self.executor.encoder)
         SteeredPrior(surrogate=ExactGP()).propose(
@@ -243,10 +244,10 @@ class TestProposals:
 
     def test_where_a_pilot_finds_nobody_the_target_is_made_warmer(self):
         class Dying(LocalExecutor):
-            def sample(self, potential, shards):
+            def sample(self, potential, shards, *heard):
                 if potential.kl_coef < 1:
                     raise SamplerError("no particle was left alive")
-                return super().sample(potential, shards)
+                return super().sample(potential, shards, *heard)
 
         executor = Dying(self.executor.prior, self.executor.encoder)
         candidates = SteeredPrior(surrogate=ExactGP(), temperature=Budgeted(max_trials=8)).propose(
@@ -312,11 +313,11 @@ class TestProposals:
         assert sorted(set(islands[-1].tolist())) == list(range(32))
 
     def test_says_so_when_nothing_new_is_left(self):
-        class OneDesign(LocalExecutor):
+        class OneDesign(GaussianPrior):
             def decode(self, x0):
                 return torch.zeros_like(super().decode(x0))
 
-        executor = OneDesign(PRIOR, Flatten())
+        executor = LocalExecutor(OneDesign(torch.zeros(2), std=1.0, n_steps=8), Flatten())
         observed = self.observed(designs=torch.zeros(1, 2))
         with pytest.raises(CampaignError, match="all 256 that were sampled were proposed before"):
             SteeredPrior(surrogate=ExactGP(), kl_coef=0.5).propose(

@@ -158,11 +158,11 @@ class TestStages:
         calls = []
 
         class Counting(LocalExecutor):
-            def sample(self, potential, requests):
-                calls.append(requests[0].seed)
+            def _shard(self, potential, request):
+                calls.append(request.seed)
                 if len(calls) == fails_at:
                     raise KeyboardInterrupt
-                return super().sample(potential, requests)
+                return super()._shard(potential, request)
 
         return Counting(PRIOR, Flatten()), calls
 
@@ -189,7 +189,7 @@ class TestStages:
         path.write_bytes(damage(path.read_bytes()))
         (second,) = recalling.sample(None, self.REQUESTS[:1])
         assert calls == [1, 1]
-        assert torch.equal(first.x0, second.x0)
+        assert torch.equal(first.result.x0, second.result.x0)
 
     def test_nothing_is_taken_up_for_other_observations_or_another_belief(self, tmp_path):
         executor, calls = self.counting()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bbo.errors import ConfigError
+from bbo.executor import Sampled
 from bbo.selection import Best, Conditioned, Draws, Pool, Selection
 from smc.result import SMCResult, StepInfo, Trace
 
@@ -19,8 +20,8 @@ def result(log_w, x0=None, log_z=None, log_psi=None):
 
 
 def pool_of(results, proposed=None, decode=lambda x0: x0, encode=lambda designs: designs):
-    designs = decode(torch.cat([r.x0 for r in results]))
-    return Pool.of(results, designs, encode(designs), proposed)
+    shards = [Sampled(r, designs := decode(r.x0), encode(designs)) for r in results]
+    return Pool.of(shards, proposed)
 
 
 def picked(rule, pool, n, believe=None, seed=0):
