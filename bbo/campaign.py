@@ -9,20 +9,20 @@ Opening an existing directory continues what is there: reserved queries are paid
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from bbo import desk, seeds, tables
+from bbo import desk, loop, seeds, tables
+from bbo.archive import Archive
 from bbo.config.describe import (
     describe,
     describe_oracle,
@@ -32,13 +32,13 @@ from bbo.config.describe import (
 from bbo.config.secrets import secrets_of
 from bbo.desk import Asked
 from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
-from bbo.executor import Executor, LocalExecutor
+from bbo.executor import Executor
 from bbo.features import with_features
 from bbo.ledger import Ledger, Proposal, Query, QueryState
-from bbo.loop import ask, run_round
 from bbo.opening import as_oracle, opened
-from bbo.progress import Listener, Progress
-from bbo.proposals import Candidates, Method, Observations
+from bbo.places import Local, Place, calling
+from bbo.progress import Board, Listener
+from bbo.proposals import Candidates, Method, Observations, Stage
 from bbo.recovery import leave_open, settle
 from bbo.settings import InDoubt, Settings, check_parts, describe_settings
 from bbo.stages import STAGES, RecallingExecutor, forget
@@ -49,7 +49,7 @@ from oracles.callables import ByHand
 from oracles.calls import Answer
 from oracles.evaluation import VALUE, Evaluation
 from smc.prior import Prior
-from surrogate.features import Encoder, EncoderModel, Flatten, Standardizer
+from surrogate.features import Encoder, EncoderModel, Standardizer
 
 
 class Campaign:
@@ -70,11 +70,16 @@ class Campaign:
         self.method = method
         self.executor = executor
         self.settings = settings
-        self._listener = listener
-        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self.caller = calling(executor, oracle, settings.parallel)
+        self.archive = Archive(ledger, executor)
+        self._board = Board(settings.budget, listener)
         self._n_rounds = ledger.n_rounds()
         self._secrets = list(secrets_of(oracle))
-        self._progress = Progress(settings.budget)
+        self._sizes: dict[int, int] = {}  # queries of each round that are paid for in one go
+        self._may_send = True
+        self._n_failed_before = 0
+        self._n_unanswered = 0  # groups in a row
+        self._lock = threading.RLock()  # of what threads that pay change here
 
     @classmethod
     def open(
@@ -91,6 +96,9 @@ class Campaign:
         in_doubt: InDoubt | str = InDoubt.COUNT_AS_SPENT,
         encoder: EncoderModel | Encoder = Standardizer(),
         database: str | None = None,
+        place: Place = Local(),
+        parallel: int | None = None,
+        max_pending: int | None = None,
         listener: Listener | None = None,
     ) -> Campaign:
         """Create the campaign in `directory`, or continue the one that is there.
@@ -100,6 +108,11 @@ class Campaign:
         method: how candidates are made; None for `SteeredPrior()`.
         encoder: design → surrogate features: a recipe, which is fitted to draws of the prior, or any frozen function.
         database: URL of a PostgreSQL database for the ledger's tables; None keeps them in the directory.
+        place: where it samples, this process or a Ray cluster (`bbo.places`); changes no design.
+        parallel: how many calls of the oracle may run at a time as tasks on Ray; None calls it in this process.
+        max_pending: how many queries may wait for their answers while the next batch is sampled; None for one batch,
+            so that nothing is. Twice the batch size samples one batch while the oracle works on another, and calls it
+            in a thread of its own.
         listener: is told the progress after every stage.
 
         Raises ConfigError for settings that make no sense, CampaignError when oracle and prior disagree about
@@ -108,7 +121,7 @@ class Campaign:
         """
         if in_doubt not in list(InDoubt):
             raise ConfigError(f"in_doubt must be one of {', '.join(InDoubt)}, got {in_doubt!r}")
-        settings = Settings(budget, batch_size, seed, objective, InDoubt(in_doubt))
+        settings = Settings(budget, batch_size, seed, objective, InDoubt(in_doubt), max_pending, parallel)
         black_box = as_oracle(oracle)
         chosen = SteeredPrior() if method is None else method
         check_parts(prior, black_box, settings)
@@ -119,21 +132,20 @@ class Campaign:
             "method": describe(chosen),
             "encoder": describe(encoder),
         }
-        # what is wrong with an encoder shows before a ledger
-        place = with_features(LocalExecutor(prior, Flatten()), encoder, seed)
-        ledger = opened(Path(directory), settings, config, database)
+        executor, ledger = place.start(prior, settings.parallel or 0), None
         try:
+            executor = with_features(
+                executor, encoder, seed
+            )  # what is wrong with an encoder shows before a ledger
+            ledger = opened(Path(directory), settings, config, database)
             campaign = cls(
-                ledger,
-                settings,
-                oracle=black_box,
-                method=chosen,
-                executor=place,
-                listener=listener,
+                ledger, settings, oracle=black_box, method=chosen, executor=executor, listener=listener
             )
             campaign._recover()
         except BaseException:
-            ledger.close()
+            executor.close()
+            if ledger is not None:
+                ledger.close()
             raise
         return campaign
 
@@ -149,15 +161,15 @@ class Campaign:
                 "this campaign has no oracle to run; use ask and tell, or open it with an oracle"
             )
         settle(self.ledger, self.oracle, self.settings.in_doubt, self._tell)
+        self._may_send, self._n_failed_before = True, self.ledger.counts().failed
         try:
-            while (n := self._next_batch()) > 0:
-                self._show(seconds={}, last=(), n_in_round=n)
-                run_round(self, n)
-                self._check_any_outcome()
+            loop.run(self)
             forget(self.ledger.directory / STAGES)  # of a driver that was killed just after it had reserved
         except BaseException:
-            with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
-                self.ledger.doubt_sent()  # nobody will answer them any more
+            with self._lock:
+                self._may_send = False  # a thread that pays may still be about to
+                with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
+                    self.ledger.doubt_sent()  # nobody will answer them any more
             raise
 
     def ask(self, n: int | None = None) -> list[Asked]:
@@ -174,8 +186,8 @@ class Campaign:
             raise BudgetError(
                 f"{left} of {budget} queries are left, so {n} do not fit; ask for fewer, or raise the budget"
             )
-        self._show(seconds={}, last=())
-        queries = ask(self, n)
+        self._board.begin_round()
+        queries = loop.ask(self, n)
         self.send(queries, is_asked=True)
         return desk.as_asked(self.ledger, queries)
 
@@ -230,7 +242,8 @@ class Campaign:
         self._show_counts()
 
     def close(self) -> None:
-        """Let another process drive the campaign."""
+        """Let another process drive the campaign, and let go of what samples."""
+        self.executor.close()
         self.ledger.close()
 
     def __enter__(self) -> Campaign:
@@ -255,34 +268,52 @@ class Campaign:
         """Return queries that were proposed and not sent yet, in order."""
         return self.ledger.queries({QueryState.RESERVED})
 
+    @property
+    def next_round(self) -> int:
+        """Number of the next round."""
+        return self._n_rounds
+
+    @property
+    def n_payers(self) -> int:
+        """Threads that pay while this one samples; 0 where it pays itself."""
+        return self.settings.parallel or (1 if self.settings.lag else 0)
+
+    def next_batch(self) -> int:
+        """Return how many queries the next round is to have; 0 when the budget is spent."""
+        counts = self.ledger.counts()
+        self._board.begin_round()
+        return min(self.settings.batch_size, self.ledger.budget - counts.n)
+
+    def check_any_outcome(self) -> None:
+        """Raise CampaignError when every query so far has failed, some of them in this run."""
+        counts = self.ledger.counts()
+        if counts.done == 0 and counts.failed > self._n_failed_before:
+            first = self.ledger.queries({QueryState.FAILED})[0].evaluation
+            raise CampaignError(
+                f"all {counts.failed} queries so far have failed, the first with: {first.error if first else ''}. "
+                "Mend the oracle and run again to go on; failed queries stay spent"
+            )
+
+    def groups(self, queries: Sequence[Query]) -> list[list[Query]]:
+        """Return the queries of one round in the groups in which they are sent and paid."""
+        if not queries:
+            return []
+        self._sizes[queries[0].round] = len(queries)
+        size = self.oracle.n_per_call or math.ceil(len(queries) / max(self.n_payers, 1))
+        return [list(queries[i : i + size]) for i in range(0, len(queries), size)]
+
     def round_seed(self) -> int:
         """Return the seed of the next round."""
         return seeds.derive(self.settings.seed, "round", self._n_rounds)
 
-    def designs(self, queries: Sequence[Query]) -> Float[Tensor, "n *design"]:
-        """Return the designs of these queries, as they were reserved."""
-        return torch.stack([self._artifact(q.artifact)["design"][q.row] for q in queries])
-
-    def observations(self) -> Observations:
-        """Return everything that was answered, as features and outcomes, and what is under way."""
-        answered = self.ledger.queries({QueryState.DONE, QueryState.FAILED})
-        if not answered:
-            return Observations.none()
-        under_way = self.ledger.queries({QueryState.RESERVED, QueryState.SENT, QueryState.IN_DOUBT})
-        pending = self.executor.encode(self.designs(under_way)) if under_way else None
-        X = self.executor.encode(self.designs(answered))
-        return Observations.of(
-            X,
-            answered,
-            self.settings.objective,
-            pending=pending,
-            designs=self.designs([*answered, *under_way]),
-            covariance=self.executor.covariance,
-        )
+    def observations(self, lag: int = 0) -> Observations:
+        """Return everything that was answered and what is under way, all of the last `lag` rounds among that."""
+        return self.archive.observations(self.settings.objective, before=self._n_rounds - lag)
 
     def recalling(self, observed: Observations) -> Executor:
         """Return the executor, which keeps on disk what it samples from these observations until it is reserved."""
-        return RecallingExecutor(self.executor, self.ledger.directory / STAGES, digest(observed))
+        folder = self.ledger.directory / STAGES
+        return RecallingExecutor(self.executor, folder, digest(observed), self._board.sampled)
 
     def reserve(self, candidates: Candidates) -> list[Query]:
         """Write candidates to the ledger as the next round's queries; their tensors are on disk before."""
@@ -299,43 +330,46 @@ class Campaign:
             for row, told in enumerate(candidates.provenance)
         ]
         artifact = self.ledger.blobs.put_tensors(tensors)
-        summary = {**candidates.summary, "seconds": dict(self._progress.seconds)}
+        summary = {**candidates.summary, "seconds": dict(self._board.progress.seconds)}
         queries = self.ledger.reserve(number, seed, proposals, artifact, summary)
         forget(self.ledger.directory / STAGES)
         self._n_rounds += 1
-        self._show(round=number, ess_share=candidates.summary.get("ess_share"))
+        self._board.show(ess_share=candidates.summary.get("ess_share"))
         return queries
 
     def send(self, queries: Sequence[Query], *, is_asked: bool = False) -> None:
-        """Write down that these queries are about to be paid; is_asked: people are asked, and no oracle."""
-        self.ledger.send([q.id for q in queries], is_asked=is_asked)
+        """Write down that these queries are about to be paid; is_asked: people are asked, and no oracle.
+
+        Raises CampaignError when the campaign was interrupted meanwhile.
+        """
+        with self._lock:
+            if not self._may_send:
+                raise CampaignError("the campaign was interrupted before these queries were sent")
+            self.ledger.send([q.id for q in queries], is_asked=is_asked)
 
     def tell_group(self, queries: Sequence[Query], answers: Sequence[Answer]) -> None:
         """Write down the oracle's answers to queries that were sent together, and which of them have none.
 
-        Raises CampaignError when the oracle did not accept some, or answered none: it is out of reach.
+        Raises CampaignError when the oracle did not accept some, or answered none of as many groups in a row as can be
+        under way: it is out of reach.
         """
         found = {query.id: answer for query, answer in zip(queries, answers, strict=True)}
         told = {id_: answer for id_, answer in found.items() if isinstance(answer, Evaluation)}
         missing = {id_: answer for id_, answer in found.items() if not isinstance(answer, Evaluation)}
-        noted = self._noted(told) if told else {}
-        if not missing:  # nothing to be counted anew
-            self._show(spent=self._progress.spent + len(told), **noted)
-            return
-        self._show_counts(**noted)
-        leave_open(self.ledger, self.oracle.name, missing, n_told=len(told))
-        self._show_counts()
+        with self._lock:
+            number = queries[0].round
+            values = self._noted(told) if told else []
+            self._board.answered(values, number, self._sizes.get(number, len(queries)))
+            self._n_unanswered = 0 if told else self._n_unanswered + 1
+            if missing:
+                is_out_of_reach = self._n_unanswered >= max(self.n_payers, 1)
+                leave_open(self.ledger, self.oracle.name, missing, is_out_of_reach=is_out_of_reach)
+                self._show_counts()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside as the stage `name` of this round, and show it."""
-        self._show(stage=name)
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began + self._progress.seconds.get(name, 0.0)
-            self._show(stage=None, seconds={**self._progress.seconds, name: spent})
+    @property
+    def stage(self) -> Stage:
+        """Times a named stage of the round and shows it."""
+        return self._board.stage
 
     # ------------------------------------------------------------------- inside
     def _recover(self) -> None:
@@ -345,42 +379,18 @@ class Campaign:
         best = self.ledger.best_value(self.settings.objective)
         self._show_counts(best=best, round=None if number < 0 else number)
 
-    def _check_any_outcome(self) -> None:
-        counts = self.ledger.counts()
-        if counts.done == 0 and counts.failed > 0:
-            first = self.ledger.queries({QueryState.FAILED})[0].evaluation
-            raise CampaignError(
-                f"all {counts.failed} queries so far have failed, the first with: {first.error if first else ''}. "
-                "Mend the oracle and run again to go on; failed queries stay spent"
-            )
-
-    def _next_batch(self) -> int:
-        counts = self.ledger.counts()
-        return min(self.settings.batch_size, counts.reserved or self.ledger.budget - counts.n)
-
-    def _artifact(self, sha256: str) -> dict[str, Tensor]:
-        if sha256 not in self._tensors:
-            self._tensors[sha256] = self.ledger.blobs.get_tensors(sha256)
-        return self._tensors[sha256]
-
     def _tell(self, evaluations: Mapping[int, Evaluation]) -> None:
-        self._show_counts(**self._noted(evaluations))
+        self._board.answered(self._noted(evaluations))
+        self._show_counts()
 
-    def _noted(self, evaluations: Mapping[int, Evaluation]) -> dict[str, object]:
-        """Write answers down, and return what of the progress they change."""
+    def _noted(self, evaluations: Mapping[int, Evaluation]) -> list[float | None]:
+        """Write answers down, and return the objective of each."""
         told = desk.tell(self.ledger, evaluations, self._secrets)
-        values = [e.outcomes.get(self.settings.objective) for e in told.values()]
-        known = [value for value in (self._progress.best, *values) if value is not None]
-        return {"last": (*self._progress.last, *values), "best": max(known, default=None)}
+        return [answer.outcomes.get(self.settings.objective) for answer in told.values()]
 
     def _show_counts(self, **changes: object) -> None:
         counts = self.ledger.counts()
-        self._show(spent=counts.spent, in_doubt=counts.in_doubt, **changes)
-
-    def _show(self, **changes: object) -> None:
-        self._progress = replace(self._progress, **changes)  # type: ignore[arg-type]
-        if self._listener is not None:
-            self._listener(self._progress)
+        self._board.show(spent=counts.spent, in_doubt=counts.in_doubt, **changes)
 
 
 def _as_designs(array: np.ndarray) -> Tensor:

@@ -137,10 +137,13 @@ class LocalExecutor:
             sizes = [size for size in (request.config.max_batch, self.max_batch) if size is not None]
             size = min([request.n_rows, *sizes])
             try:
-                return on_cpu(self._sampled(potential, request, size))
+                shard: Sampled = on_cpu(self._sampled(potential, request, size))
+                return shard
             except torch.OutOfMemoryError as error:
                 if size == 1:
-                    raise ExecutorError(f"not even one particle fits the memory of the device: {error}") from error
+                    raise ExecutorError(
+                        f"not even one particle fits the memory of the device: {error}"
+                    ) from error
                 self.max_batch = math.ceil(size / 2)
             torch.cuda.empty_cache()  # the error is gone by now, and with it the tensors it held on to
 
@@ -156,8 +159,8 @@ class LocalExecutor:
         config = replace(request.config, max_batch=size)
         result = sample(self.prior, log_potential, config, generator=generator)
         with torch.no_grad():
-            designs = torch.cat([self.prior.decode(part) for part in result.x0.split(size)])
-            X = torch.cat([self.encoder(part) for part in designs.split(size)])
+            designs = torch.cat([self.prior.decode(part) for part in torch.split(result.x0, size)])
+            X = torch.cat([self.encoder(part) for part in torch.split(designs, size)])
         return Sampled(result, designs, X)
 
 

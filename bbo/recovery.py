@@ -39,14 +39,14 @@ def settle(ledger: Ledger, oracle: Oracle, policy: InDoubt, tell: Tell) -> None:
 
 
 def leave_open(
-    ledger: Ledger, oracle: str, missing: Mapping[int, NotAccepted | Unanswered], *, n_told: int
+    ledger: Ledger, oracle: str, missing: Mapping[int, NotAccepted | Unanswered], *, is_out_of_reach: bool
 ) -> None:
-    """Write down what becomes of queries that were sent and got no answer, with `n_told` others that got one.
+    """Write down what becomes of queries that were sent and got no answer.
 
     Unanswered ones are in doubt. Those that the oracle never accepted are reserved again: nothing was charged for
-    them. Raises CampaignError when there are such, or when nothing was answered: more would end the same way.
+    them. Raises CampaignError when there are such, or the oracle is out of reach: more would end the same way.
     """
-    ledger.doubt_sent()
+    ledger.doubt_sent(list(missing))
     first = next(iter(missing.values()))
     refused = {id_: error for id_, error in missing.items() if isinstance(error, NotAccepted)}
     if refused:
@@ -56,7 +56,7 @@ def leave_open(
             f"{oracle} did not accept {len(refused)} designs: {first}. Nothing was charged for them; "
             "mend that and run again, they come first"
         )
-    if n_told == 0:
+    if is_out_of_reach:
         raise CampaignError(
             f"{oracle} was sent {len(missing)} designs and gave no answer: {first}. They are in doubt and count as "
             "spent; run again to go on with others"

@@ -37,6 +37,10 @@ class Settings:
     objective: str = VALUE
     """Name of the outcome that is maximised."""
     in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
+    max_pending: int | None = None
+    """Most queries that are under way while a batch is sampled, that batch included; None for one batch."""
+    parallel: int | None = None
+    """Calls of the oracle at a time, as tasks on the executor's machines; None for one at a time in this process."""
 
     def __post_init__(self) -> None:
         for name, least in (("budget", 1), ("batch_size", 1), ("seed", 0)):
@@ -44,11 +48,23 @@ class Settings:
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 unit = "" if name == "seed" else " query"
                 raise ConfigError(f"{name} must be a whole number, at least {least}{unit}, got {value!r}")
+        for name, least in (("max_pending", self.batch_size), ("parallel", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                what = "the batch size, " if name == "max_pending" else ""
+                raise ConfigError(f"{name} must be null or at least {what}{least}, got {value!r}")
+
+    @property
+    def lag(self) -> int:
+        """Rounds that are sampled ahead of the answers: as many as fit in max_pending besides the one sampled."""
+        return 0 if self.max_pending is None else self.max_pending // self.batch_size - 1
 
 
 def describe_settings(settings: Settings) -> dict[str, object]:
-    """Return the settings that decide results: the budget and what happens to doubts may change later."""
-    later = {"budget", "in_doubt"}
+    """Return the settings that decide results; the budget, what happens to doubts and how many calls are made at a
+    time may change later.
+    """
+    later = {"budget", "in_doubt", "parallel", *(["max_pending"] if settings.lag == 0 else [])}
     return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in later}
 
 

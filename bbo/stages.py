@@ -7,7 +7,7 @@ it is taken up exactly where the same would be computed, bit for bit. It goes wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,16 @@ from bbo.errors import BlobError
 from bbo.executor import Executor, OnShard, Sampled, SampleRequest, unheard
 from bbo.ledger.durable import fsync_directory, make_directory, write_durably
 from bbo.potential import Potential
+from bbo.workload import Sampling
 from smc.result import SMCResult, Trace
 from surrogate.features import Encoder
 
 STAGES = "stages"
 """The folder of a campaign directory that holds them."""
+
+
+def _unheard(sampling: Sampling, seconds: float) -> None:
+    """Listen to nothing."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class RecallingExecutor:
     folder: Path
     context: str
     """Digest of what decides the samples besides potential and request."""
+    heard: Callable[[Sampling, float], None] = _unheard
+    """Hears how far the shards are, and the seconds that the last one took."""
 
     def sample(
         self, potential: Potential | None, requests: Sequence[SampleRequest], on_shard: OnShard = unheard
@@ -47,14 +54,19 @@ class RecallingExecutor:
         for place, shard in shards.items():
             on_shard(place, shard, 0.0)
         missing = [place for place in range(len(requests)) if place not in shards]
+        times: list[float] = []
 
         def keep(i: int, shard: Sampled, seconds: float) -> None:
-            _write(paths[missing[i]], shard)
-            on_shard(missing[i], shard, seconds)
+            place = missing[i]
+            _write(paths[place], shard)
+            shards[place] = shard
+            times.append(seconds)
+            so_far = Sampling(self.n_workers, len(requests), len(shards), sum(times), len(times))
+            self.heard(so_far, seconds)
+            on_shard(place, shard, seconds)
 
         if missing:
-            sampled = self.executor.sample(potential, [requests[place] for place in missing], keep)
-            shards.update(zip(missing, sampled, strict=True))
+            self.executor.sample(potential, [requests[place] for place in missing], keep)
         return [shards[place] for place in range(len(requests))]
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:

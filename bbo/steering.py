@@ -95,8 +95,9 @@ class SteeredPrior:
             )
             if not chosen:
                 raise CampaignError(
-                    f"the target has no new designs: all {sum(r.n_rows for r in requests)} that were sampled were proposed before. "
-                    "Where designs are few, this campaign has seen them; what is left of its budget stays unspent"
+                    f"the target has no new designs: all {sum(r.n_rows for r in requests)} that were sampled were "
+                    "proposed before. Where designs are few, this campaign has seen them; what is left of its budget "
+                    "stays unspent"
                 )
             candidates = _steered(pool, chosen, requests, [shard.result for shard in shards], potential)
             return replace(candidates, summary={**candidates.summary, "surrogate": self._told(observed)})

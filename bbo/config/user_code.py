@@ -13,6 +13,9 @@ from pathlib import Path
 from bbo.errors import ConfigError
 from bbo.ledger import Ledger
 
+LOADED: set[str] = set()
+"""Names of the modules that were loaded here. No other process can import them by name."""
+
 
 def load_attribute(target: str, folder: Path) -> object:
     """Return what `target` names: "package.module:attribute", or "path/to/file.py:attribute" relative to `folder`.
@@ -32,9 +35,11 @@ def load_attribute(target: str, folder: Path) -> object:
         raise ConfigError(f"no file {path} (from {target!r})")
     try:
         with _importable(path.parent if is_file else folder):
+            before = set(sys.modules)
             module = _from_file(path) if is_file else importlib.import_module(source)
     except Exception as error:
         raise ConfigError(f"cannot import {source}: {type(error).__name__}: {error}") from error
+    LOADED.update(name for name in set(sys.modules) - before if not _is_findable(name))
     try:
         return attrgetter(attribute)(module)
     except AttributeError as error:
@@ -48,6 +53,12 @@ def _refuse_campaign_directories(folder: Path) -> None:
                 f"{place} is the directory of a campaign, from which no code is loaded, as somebody may have sent it; "
                 "keep campaign files and code beside it"
             )
+
+
+def _is_findable(name: str) -> bool:
+    """Whether an import would find this module, or the package it is in, if it were not loaded already."""
+    top = name.partition(".")[0]
+    return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
 
 
 @contextmanager

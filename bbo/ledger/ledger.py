@@ -227,10 +227,13 @@ class Ledger:
         with self._write() as moment:
             transitions.tell(moment, answers)
 
-    def doubt_sent(self) -> list[Query]:
-        """Put in doubt what an oracle was sent, and return that: for a new driver, as its predecessor is gone."""
+    def doubt_sent(self, ids: Collection[int] | None = None) -> list[Query]:
+        """Put in doubt what an oracle was sent of these queries, and return that.
+
+        None: of all, for a new driver, as its predecessor is gone.
+        """
         with self._write() as moment:
-            return transitions.doubt_sent(moment)
+            return transitions.doubt_sent(moment, ids)
 
     def retry(self, ids: Sequence[int], why: str = "") -> None:
         """Reserve queries in doubt again. They may be paid twice then; `n_sent` keeps showing it."""

@@ -110,11 +110,12 @@ def tell(moment: Moment, answers: Mapping[int, Evaluation]) -> None:
         _move(moment, ids, state, ended_at=moment.now)
 
 
-def doubt_sent(moment: Moment) -> list[Query]:
-    """Put every query in doubt that an oracle was sent; return those."""
+def doubt_sent(moment: Moment, among: Collection[int] | None) -> list[Query]:
+    """Put every query in doubt, or those among these, that an oracle was sent; return those."""
     query = tables.queries.c
     is_sent = (query.campaign_id == moment.campaign_id) & (query.state == QueryState.SENT) & ~query.is_asked
-    ids = [row.id for row in moment.connection.execute(select(query.id).where(is_sent))]
+    sent = [row.id for row in moment.connection.execute(select(query.id).where(is_sent))]
+    ids = sent if among is None else [id_ for id_ in sent if id_ in among]
     if not ids:
         return []
     _move(moment, ids, QueryState.IN_DOUBT)

@@ -106,7 +106,7 @@ def campaign(seed: int, budget: int, *settings: str) -> Run:
             seconds = time.perf_counter() - began
             queries = opened.ledger.queries()
             values = np.array([value_of(query, "value") for query in queries])
-            return Run(values, opened.designs(queries).numpy(), seconds)
+            return Run(values, opened.archive.designs(queries).numpy(), seconds)
 
 
 def measure(options: harness.Options) -> harness.Figures:

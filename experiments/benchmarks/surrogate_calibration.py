@@ -92,7 +92,7 @@ def airfoil(seed: int, budget: int) -> dict[str, list[Predicted]]:
         with load_plan(CONFIG, overrides).open() as opened:
             opened.run()
             queries = opened.ledger.queries()
-            X = opened.executor.encode(opened.designs(queries)).double()
+            X = opened.executor.encode(opened.archive.designs(queries)).double()
             y = torch.tensor([value_of(query, VALUE) for query in queries], dtype=torch.float64)
     return {"airfoil": _recorded(queries, y), "airfoil_ensemble": _replayed(DeepEnsemble(), X, y)}
 

@@ -60,7 +60,7 @@ def opened(directory, oracle=bowl, **changes):
 
 
 def designs(campaign):
-    return campaign.designs(campaign.ledger.queries()).numpy()
+    return campaign.archive.designs(campaign.ledger.queries()).numpy()
 
 
 def spoiled(**fields):
@@ -138,7 +138,7 @@ def test_every_shard_samples_designs_of_its_own(tmp_path):
         campaign.run()
         queries = campaign.ledger.queries(rounds={1})
         assert {q.provenance["shard"] for q in queries} == {0, 1, 2}
-        assert len({row.tobytes() for row in campaign.designs(queries).numpy()}) == 10
+        assert len({row.tobytes() for row in campaign.archive.designs(queries).numpy()}) == 10
 
 
 # ---------------------------------------------------------------- bad oracles

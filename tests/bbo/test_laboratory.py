@@ -172,7 +172,7 @@ class TestChangedMinds:
             campaign.tell(edited.id, bowl(rounded))
             (query,) = campaign.ledger.queries(ids=[edited.id])
             assert query.provenance == {"from": "edited", "query": asked[0].id, "why": "pipettes have steps"}
-            assert np.array_equal(campaign.designs([query])[0].numpy(), rounded)
+            assert np.array_equal(campaign.archive.designs([query])[0].numpy(), rounded)
             with pytest.raises(LedgerError, match="cannot be rejected: expected reserved or sent, got done"):
                 campaign.edit(edited.id, rounded)
             with pytest.raises(CampaignError, match=r"designs of \(3,\) finite numbers"):

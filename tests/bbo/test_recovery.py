@@ -75,7 +75,8 @@ def opened(directory, oracle, **changes):
 def account(campaign):
     queries = campaign.ledger.queries()
     return [
-        (tuple(row), q.evaluation) for row, q in zip(campaign.designs(queries).tolist(), queries, strict=True)
+        (tuple(row), q.evaluation)
+        for row, q in zip(campaign.archive.designs(queries).tolist(), queries, strict=True)
     ]
 
 

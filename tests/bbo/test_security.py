@@ -223,7 +223,7 @@ def test_nothing_is_unpickled_anywhere():
 def test_designs_stay_what_they_were(tmp_path):
     with Campaign.open(tmp_path, prior=PRIOR, oracle=lambda d: 1.0, budget=2, batch_size=2) as campaign:
         campaign.run()
-        designs = campaign.designs(campaign.ledger.queries())
+        designs = campaign.archive.designs(campaign.ledger.queries())
     with Ledger.open(tmp_path) as ledger:
         (record,) = ledger.rounds()
         assert np.array_equal(ledger.blobs.get_tensors(record.artifact)["design"], designs)

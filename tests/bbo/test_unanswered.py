@@ -77,13 +77,13 @@ def test_what_was_not_accepted_costs_nothing_and_comes_first_next_time(tmp_path)
             campaign.run()
         assert counts(campaign) == (1, 0, 1, 2, 0)
         waiting = [q.key for q in campaign.ledger.queries({QueryState.RESERVED})]
-        designs = campaign.designs(campaign.ledger.queries({QueryState.RESERVED}))
+        designs = campaign.archive.designs(campaign.ledger.queries({QueryState.RESERVED}))
     oracle = Scripted([ONE] * 6)
     with opened(tmp_path, oracle) as campaign:
         campaign.run()
         assert counts(campaign) == (7, 0, 1, 0, 0)
         again = [q for q in campaign.ledger.queries({QueryState.DONE}) if q.key in waiting]
-        assert torch.equal(campaign.designs(again), designs)
+        assert torch.equal(campaign.archive.designs(again), designs)
     assert oracle.keys[0][:2] == waiting
 
 

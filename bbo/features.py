@@ -1,0 +1,36 @@
+"""What the surrogate sees of a design: the encoder of a campaign, fitted before its first round."""
+
+from __future__ import annotations
+
+import torch
+
+from bbo import seeds
+from bbo.errors import ConfigError
+from bbo.executor import Executor, SampleRequest
+from smc.sampler import SamplerConfig
+from surrogate.features import Encoder, EncoderModel
+
+N_PRIOR_DRAWS = 1024
+"""Prior designs that decide how features are scaled."""
+MAX_COVARIANCE = 1024
+"""Most features whose covariance is kept: its size is their square, and 1024 draws tell no more."""
+
+
+def with_features(executor: Executor, encoder: EncoderModel | Encoder, seed: int) -> Executor:
+    """Return the executor with this encoder; a recipe is fitted to draws of the prior.
+
+    The prior's designs, not the observed ones: features then mean the same in every round. A frozen function is
+    taken as it is, and nothing is drawn. Raises ConfigError for what is neither.
+    """
+    if not isinstance(encoder, EncoderModel):
+        if not callable(encoder):
+            raise ConfigError(
+                f"expected an encoder, or a recipe of one such as Standardizer(), got {encoder!r}"
+            )
+        return executor.encoding(encoder, None)
+    plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
+    (drawn,) = executor.sample(None, [SampleRequest(plain, seeds.derive(seed, "features"))])
+    fitted = encoder.fit(drawn.designs)
+    with torch.no_grad():
+        X = fitted(drawn.designs)
+    return executor.encoding(fitted, X.double().T.cov() if X.shape[1] <= MAX_COVARIANCE else None)

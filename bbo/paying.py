@@ -1,0 +1,101 @@
+"""Who pays for queries: this thread, or others while it samples the next batch.
+
+Groups of queries are paid in the order in which they came. With threads several may be under way at a time, and their
+answers are told as they come. After a failure nothing more is begun, what is under way is waited for, and the failure
+is raised where somebody waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from bbo.ledger import Query
+from oracles import processes
+
+Pay = Callable[[Sequence[Query]], None]
+"""Sends a group, asks the oracle and tells what it said."""
+
+
+class Cashier:
+    """Pays for groups of queries. n_threads: how many at a time besides this thread; 0 pays when somebody waits."""
+
+    def __init__(self, pay: Pay, n_threads: int) -> None:
+        self._pay = pay
+        self._waiting: deque[list[Query]] = deque()
+        self._n_open: dict[int, int] = {}  # groups of each round that are not paid yet
+        self._failure: BaseException | None = None
+        self._n_at_work = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._is_over = threading.Event()
+        # Daemons: a Python function that somebody interrupted must not keep the process from ending.
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(n_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def take(self, groups: Sequence[list[Query]]) -> None:
+        """Take groups of one round to be paid for."""
+        with self._changed:
+            for group in groups:
+                self._n_open[group[0].round] = self._n_open.get(group[0].round, 0) + 1
+                self._waiting.append(group)
+            self._changed.notify_all()
+
+    def wait(self, before: int | None = None) -> None:
+        """Wait until all rounds with a lower number (None: all) are paid. Raises what a payment raised."""
+        if not self._threads:
+            while self._is_open(before):
+                self._pay_next(self._waiting.popleft())
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure is not None or not self._is_open(before))
+            if self._failure is not None:
+                self._changed.wait_for(lambda: self._n_at_work == 0)  # they are paid for: let them answer
+                raise self._failure
+
+    def __enter__(self) -> Cashier:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        if kind is not None:
+            processes.end_work(
+                self._is_over
+            )  # programs end; a Python function goes on, and nobody waits for it
+
+    def _is_open(self, before: int | None) -> bool:
+        return any(before is None or number < before for number in self._n_open)
+
+    def _work(self) -> None:
+        processes.enlist(self._is_over)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or (self._waiting and self._failure is None))
+                if self._is_closed:
+                    return
+                group = self._waiting.popleft()
+                self._n_at_work += 1
+            try:
+                self._pay_next(group)
+            except BaseException as error:
+                with self._changed:
+                    self._failure = self._failure or error
+            finally:
+                with self._changed:
+                    self._n_at_work -= 1
+                    self._changed.notify_all()
+
+    def _pay_next(self, group: list[Query]) -> None:
+        self._pay(group)
+        with self._changed:
+            self._n_open[group[0].round] -= 1
+            if self._n_open[group[0].round] == 0:
+                del self._n_open[group[0].round]
+            self._changed.notify_all()

@@ -1,0 +1,207 @@
+"""The workers: jobs go one at a time to whoever is free, and what a lost worker was doing is done by another.
+
+Ray restarts and retries nothing here: which job is where, and what a death means, is decided in one place.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from bbo.errors import ExecutorError
+from bbo.executor import unheard
+from bbo.ray_executor.connection import last_words
+
+MAX_LOSSES = 3
+"""Workers that one shard may cost: more are no accident."""
+START_LIMIT_S = 900.0
+"""Longest wait for any worker at all. An autoscaler that boots machines takes minutes."""
+SLOW = 2.0
+"""A shard that takes so many times the median is begun once more where a worker is free; the first result counts."""
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of a worker's method, which answers a value and the seconds it took."""
+
+    method: str
+    args: tuple[Any, ...]
+    cost: float = 0.0
+    """What takes longest comes first."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker is doing."""
+
+    worker: int
+    began: float
+    place: int | None = None
+    """Which job of this run; None for what is no job, or was one of an earlier run that nobody waits for."""
+    is_setup: bool = False
+
+
+class _Work:
+    """The jobs of one run: which wait, which are done, how long they took, what they cost."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = jobs
+        self.waiting = deque(sorted(range(len(jobs)), key=lambda place: -jobs[place].cost))
+        self.done: dict[int, Any] = {}
+        self._times: list[float] = []
+        self._losses: Counter[int] = Counter()
+
+    def finish(self, place: int, value: object, seconds: float) -> None:
+        """Take what a job came to."""
+        self.done[place] = value
+        self._times.append(seconds)
+
+    def put_back(self, place: int, error: RayError) -> None:
+        """Have a job done again whose worker was lost. Raises ExecutorError when it has cost too many."""
+        self._losses[place] += 1
+        _check_losses(self._losses[place], error)
+        self.waiting.appendleft(place)
+
+    def is_slow(self, seconds: float) -> bool:
+        """Whether so many seconds are far more than others took."""
+        return bool(self._times) and seconds > SLOW * statistics.median(self._times)
+
+
+class Crew:
+    """Workers that take one job after the other. Results depend on the jobs alone, not on who did them."""
+
+    def __init__(self, hire: Callable[[], Any], n_workers: int, setup: Job) -> None:
+        self._hire, self._setup = hire, setup
+        self._workers: dict[int, Any] = {}
+        self._ready: set[int] = set()
+        self._tasks: dict[ray.ObjectRef, _Task] = {}
+        self._n_hired = self._n_failed_starts = 0
+        self._waiting_since = time.monotonic()
+        for _ in range(n_workers):
+            self._engage()
+
+    @property
+    def n_ready(self) -> int:
+        """Workers that have gone through their setup."""
+        return len(self._ready)
+
+    def equip(self, setup: Job, change: Job) -> None:
+        """Set up new workers in another way, and those that are there by a change."""
+        self._setup = setup
+        for number in self._workers:
+            self._begin(number, change, is_setup=True)
+
+    def run(self, jobs: Sequence[Job], on_done: Callable[[int, Any, float], None] = unheard) -> list[Any]:
+        """Return what the jobs answer, in order; `on_done` hears of each as soon as it is there.
+
+        Raises what a job raises, and ExecutorError when workers cannot be had or one job has cost too many.
+        """
+        self._tasks = {ref: replace(task, place=None) for ref, task in self._tasks.items()}
+        work = _Work(jobs)
+        while len(work.done) < len(jobs):
+            self._deal(work)
+            for ref in ray.wait(list(self._tasks), timeout=_POLL_S)[0]:
+                task = self._tasks.pop(ref)
+                place = None if task.place in work.done else task.place
+                try:
+                    answer = ray.get(ref)
+                except RayTaskError as error:
+                    _raise(error, task, is_wanted=place is not None)
+                except RayError as error:
+                    self._replace(task, error)
+                    if place is not None:
+                        work.put_back(place, error)
+                else:
+                    self._note_ready(task)
+                    if place is not None:
+                        value, seconds = answer
+                        work.finish(place, value, time.monotonic() - task.began)
+                        on_done(place, value, seconds)
+            self._check_anybody()
+        return [work.done[place] for place in range(len(jobs))]
+
+    def dismiss(self) -> None:
+        """End all workers, whatever they are doing."""
+        for worker in self._workers.values():
+            ray.kill(worker)
+        self._workers.clear()
+
+    def _engage(self) -> None:
+        self._n_hired += 1
+        self._workers[self._n_hired] = self._hire()
+        self._begin(self._n_hired, self._setup, is_setup=True)
+
+    def _begin(self, number: int, job: Job, *, place: int | None = None, is_setup: bool = False) -> None:
+        ref = getattr(self._workers[number], job.method).remote(*job.args)
+        self._tasks[ref] = _Task(number, time.monotonic(), place, is_setup)
+
+    def _deal(self, work: _Work) -> None:
+        """Give every free worker the next job, or the one that another is slow with."""
+        busy = {task.worker for task in self._tasks.values()}
+        for number in [number for number in self._workers if number not in busy]:
+            place = work.waiting.popleft() if work.waiting else self._slow(work)
+            if place is None:
+                return
+            self._begin(number, work.jobs[place], place=place)
+
+    def _slow(self, work: _Work) -> int | None:
+        """Return the job that one worker has been at for the longest, if that is far longer than usual."""
+        at_work = Counter(task.place for task in self._tasks.values())
+        alone = [
+            t for t in self._tasks.values() if t.place not in {None, *work.done} and at_work[t.place] == 1
+        ]
+        first = min(alone, key=lambda task: task.began, default=None)
+        if first is None or not work.is_slow(time.monotonic() - first.began):
+            return None
+        return first.place
+
+    def _note_ready(self, task: _Task) -> None:
+        if task.is_setup and task.worker in self._workers:
+            self._ready.add(task.worker)
+            self._n_failed_starts = 0
+
+    def _replace(self, task: _Task, error: RayError) -> None:
+        """Engage another worker for one that is lost."""
+        lost = self._workers.pop(task.worker, None)
+        if lost is None:  # that was noticed by another task of it
+            return
+        if task.worker not in self._ready:
+            self._n_failed_starts += 1
+            _check_losses(self._n_failed_starts / (len(self._workers) + 1), error)
+        self._ready.discard(task.worker)
+        self._waiting_since = time.monotonic()
+        ray.kill(lost)  # it may only be out of reach
+        self._engage()
+
+    def _check_anybody(self) -> None:
+        """Raise ExecutorError when nobody has got ready for too long."""
+        if not self._ready and time.monotonic() - self._waiting_since > START_LIMIT_S:
+            told = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            raise ExecutorError(
+                f"no worker could be started within {START_LIMIT_S:g} s; the cluster has {told}: "
+                "lower cpus_per_worker or gpus_per_worker, or add nodes. The campaign can go on with the same command"
+            )
+
+
+def _raise(error: RayTaskError, task: _Task, *, is_wanted: bool) -> None:
+    """Raise what a worker raised, which others would as well, unless nobody waits for it any more."""
+    if task.is_setup:
+        raise ExecutorError(f"a worker cannot get ready: {error.cause}") from error
+    if is_wanted:
+        raise error.cause from error
+
+
+def _check_losses(n_losses: float, error: RayError) -> None:
+    if n_losses >= MAX_LOSSES:
+        raise ExecutorError(
+            f"{MAX_LOSSES} workers in a row were lost over the same work, the last one with: {last_words(error)}. "
+            "Mend that (memory? lower max_batch) and run the same command again: what was sampled is kept"
+        )
