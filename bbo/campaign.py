@@ -96,7 +96,7 @@ class Campaign:
         in_doubt: InDoubt | str = InDoubt.COUNT_AS_SPENT,
         encoder: EncoderModel | Encoder = Standardizer(),
         database: str | None = None,
-        place: Place = Local(),
+        executor: Place = Local(),
         parallel: int | None = None,
         max_pending: int | None = None,
         listener: Listener | None = None,
@@ -108,7 +108,7 @@ class Campaign:
         method: how candidates are made; None for `SteeredPrior()`.
         encoder: design → surrogate features: a recipe, which is fitted to draws of the prior, or any frozen function.
         database: URL of a PostgreSQL database for the ledger's tables; None keeps them in the directory.
-        place: where it samples, this process or a Ray cluster (`bbo.places`); changes no design.
+        executor: where it samples, `Local()` or `Ray()` of `bbo.places`; changes no design.
         parallel: how many calls of the oracle may run at a time as tasks on Ray; None calls it in this process.
         max_pending: how many queries may wait for their answers while the next batch is sampled; None for one batch,
             so that nothing is. Twice the batch size samples one batch while the oracle works on another, and calls it
@@ -132,18 +132,18 @@ class Campaign:
             "method": describe(chosen),
             "encoder": describe(encoder),
         }
-        executor, ledger = place.start(prior, settings.parallel or 0), None
+        running, ledger = executor.start(prior, settings.parallel or 0), None
         try:
-            executor = with_features(
-                executor, encoder, seed
-            )  # what is wrong with an encoder shows before a ledger
+            running = with_features(
+                running, encoder, seed
+            )  # before there is a ledger, what is wrong with it shows
             ledger = opened(Path(directory), settings, config, database)
             campaign = cls(
-                ledger, settings, oracle=black_box, method=chosen, executor=executor, listener=listener
+                ledger, settings, oracle=black_box, method=chosen, executor=running, listener=listener
             )
             campaign._recover()
         except BaseException:
-            executor.close()
+            running.close()
             if ledger is not None:
                 ledger.close()
             raise
@@ -358,8 +358,8 @@ class Campaign:
         missing = {id_: answer for id_, answer in found.items() if not isinstance(answer, Evaluation)}
         with self._lock:
             number = queries[0].round
-            values = self._noted(told) if told else []
-            self._board.answered(values, number, self._sizes.get(number, len(queries)))
+            self._sizes[number] = self._sizes.get(number, len(queries)) - len(missing)
+            self._board.answered(self._noted(told) if told else [], number, self._sizes[number])
             self._n_unanswered = 0 if told else self._n_unanswered + 1
             if missing:
                 is_out_of_reach = self._n_unanswered >= max(self.n_payers, 1)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bbo.cli_arguments import CampaignPlace, ConfigFile, Overrides, ledger_of
+from bbo.cli_arguments import CampaignPlace, ConfigFile, ExecutorType, Overrides, ledger_of
 from bbo.cli_laboratory import laboratory_app
 from bbo.cli_record import record_app
 from bbo.oracle_cli import app as oracle_app
@@ -41,12 +41,12 @@ IN_DOUBT = {
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None) -> None:
+def run(config: ConfigFile, overrides: Overrides = None, executor: ExecutorType = None) -> None:
     """Run a campaign, or continue it: spend what is left of its budget."""
     from bbo.config.plan import load_plan
     from bbo.display import shown
 
-    plan = load_plan(config, overrides or [])
+    plan = load_plan(config, overrides or [], executor)
     try:
         with shown(plan.settings.batch_size) as listener, plan.open(listener) as campaign:
             n_in_doubt = campaign.ledger.counts().in_doubt
@@ -61,11 +61,11 @@ def run(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: ConfigFile, overrides: Overrides = None) -> None:
+def check(config: ConfigFile, overrides: Overrides = None, executor: ExecutorType = None) -> None:
     """Check a campaign file and build its parts. Nothing is written or spent."""
     from bbo.config.plan import load_plan
 
-    plan = load_plan(config, overrides or [])
+    plan = load_plan(config, overrides or [], executor)
     prior, settings = plan.prior, plan.settings
     typer.echo(f"{config} is fine")
     typer.echo(
@@ -74,6 +74,7 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
     typer.echo(f"  prior      designs of shape {tuple(prior.design_shape)}, {len(prior.steps)} steps")
     typer.echo(f"  oracle     {plan.oracle.name}")
     typer.echo(f"  surrogate  {type(plan.method.surrogate).__name__}, kl_coef {plan.method.kl_coef}")
+    typer.echo(f"  executor   {plan.executor.told}")
 
 
 @app.command()

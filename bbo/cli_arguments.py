@@ -15,6 +15,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings to change, written key.path=value.", metavar="[KEY.PATH=VALUE]..."),
 ]
+ExecutorType = Annotated[
+    str | None,
+    typer.Option("--executor", help="Where to sample, instead of what the file says: local or ray."),
+]
 CampaignPlace = Annotated[
     Path,
     typer.Argument(

@@ -18,6 +18,7 @@ from rich.text import Text
 from bbo.ledger import Ledger, Query, QueryState
 from bbo.objective import objective_of
 from bbo.progress import Listener, Progress
+from bbo.workload import Sampling
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second, which `bbo status` does not have
@@ -38,8 +39,12 @@ def shown(batch_size: int) -> Iterator[Listener]:
 
 def _plain_listener(console: Console) -> Listener:
     told: set[int] = set()
+    warned: set[str] = set()
 
     def listen(progress: Progress) -> None:
+        if progress.idle is not None and progress.idle.stage not in warned:
+            warned.add(progress.idle.stage)
+            console.print(f"warning: {progress.idle}", highlight=False)
         is_over = len(progress.last) == progress.n_in_round > 0
         if is_over and progress.spent not in told:
             told.add(progress.spent)
@@ -51,6 +56,8 @@ def _plain_listener(console: Console) -> Listener:
                 f"  failed {failed}  ESS {_share(progress.ess_share)}",
                 highlight=False,
             )
+            if workers := _workers(progress.sampling):
+                console.print(f"           {workers}", highlight=False)
 
     return listen
 
@@ -66,7 +73,11 @@ def _panel(progress: Progress, batch_size: int) -> RenderableType:
     facts.add_row("last batch", f"best {_number(max(values, default=None))}, {failed} failed")
     facts.add_row("ESS", f"{_share(progress.ess_share)} of the particles")
     facts.add_row("seconds", _seconds(progress.seconds))
+    if progress.sampling is not None and progress.sampling.n_workers:
+        facts.add_row("workers", _workers(progress.sampling))
     facts.add_row("now", progress.stage or "-")
+    if progress.idle is not None:
+        facts.add_row("warning", Text(str(progress.idle), style="yellow"))
     if progress.in_doubt:
         facts.add_row("in doubt", Text(f"{progress.in_doubt} queries, counted as spent", style="yellow"))
     taken = progress.spent + progress.in_doubt
@@ -141,6 +152,15 @@ def print_best(table: pd.DataFrame) -> None:
             str(row["round"]),
         )
     console.print(shown_table)
+
+
+def _workers(sampling: Sampling | None) -> str:
+    """Return how the workers are doing; nothing where there are none."""
+    if sampling is None or sampling.n_workers == 0:
+        return ""
+    each = sampling.seconds_per_shard
+    took = "" if each is None else f", {each:.2g} s each"
+    return f"{sampling.n_workers} workers, {sampling.n_done} of {sampling.n_shards} shards{took}"
 
 
 def _moment(seconds: float | None) -> str:

@@ -25,6 +25,11 @@ from surrogate.features import Flatten
 class Place(Protocol):
     """A recipe: settings, and how to get going."""
 
+    @property
+    def told(self) -> str:
+        """What it is, in a few words."""
+        ...
+
     def start(self, prior: Prior, n_calls: int) -> Executor:
         """Return an executor of this prior, its features the flattened designs; `close` it when all is done.
 
@@ -60,6 +65,11 @@ class Local:
 
     max_batch: int | None = None
     """Most particles at a time in the network; None leaves that to the sampler's own setting."""
+
+    @property
+    def told(self) -> str:
+        """What it is, in a few words."""
+        return "this process"
 
     def __post_init__(self) -> None:
         _check_max_batch(self.max_batch)
@@ -104,6 +114,13 @@ class Ray:
                 f'address must be "auto", "ray://host:port" or "host:port", got {self.address!r}; '
                 "null starts a cluster on this machine"
             )
+
+    @property
+    def told(self) -> str:
+        """What it is, in a few words."""
+        where = "of its own on this machine" if self.address is None else f"at {self.address}"
+        each = f"{self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs each"
+        return f"a Ray cluster {where}, {self.n_workers} workers with {each}"
 
     def start(self, prior: Prior, n_calls: int) -> Executor:
         """Return an executor of this prior, with its workers on the way. Takes 3 to 10 s and 400 MB.

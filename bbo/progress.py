@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from bbo.workload import Sampling, idle_workers
+from bbo.workload import Idle, Sampling, idle_workers
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Progress:
     """Seconds of each stage since the last round was begun."""
     sampling: Sampling | None = None
     """How far the shards are; None before the first."""
-    warning: str | None = None
-    """What costs more than it should."""
+    idle: Idle | None = None
+    """Where workers waited for most of the last round."""
 
 
 Listener = Callable[[Progress], None]
@@ -73,9 +73,9 @@ class Board:
     def begin_round(self) -> None:
         """Look back at the round that is over, and start the clocks anew."""
         sampling = self.progress.sampling
-        warning = None if sampling is None else idle_workers(sampling, self.progress.seconds, self._busy)
+        idle = None if sampling is None else idle_workers(sampling, self.progress.seconds, self._busy)
         self._busy = {}
-        self.show(seconds={}, warning=warning)
+        self.show(seconds={}, idle=idle)
 
     def sampled(self, sampling: Sampling, seconds: float) -> None:
         """Show that a shard has come, on which a worker spent so many seconds."""

@@ -41,7 +41,22 @@ class Sampling:
         return self.seconds / self.n_sampled if self.n_sampled else None
 
 
-def idle_workers(sampling: Sampling, seconds: Mapping[str, float], busy: Mapping[str, float]) -> str | None:
+@dataclass(frozen=True)
+class Idle:
+    """A round whose workers waited for most of it."""
+
+    n_workers: int
+    share: float
+    """Of the worker-seconds of the round, between 0 and 1."""
+    stage: str
+    """In which most of them were lost."""
+
+    def __str__(self) -> str:
+        reason = ADVICE.get(self.stage, "that is where the time goes")
+        return f"{self.n_workers} workers were idle for {self.share:.0%} of the round, most in {self.stage!r}: {reason}"
+
+
+def idle_workers(sampling: Sampling, seconds: Mapping[str, float], busy: Mapping[str, float]) -> Idle | None:
     """Return what to say of a round whose workers waited for most of it; None where they did not.
 
     seconds: of each stage of the round.   busy: what the workers, together, spent in shards in each.
@@ -53,6 +68,4 @@ def idle_workers(sampling: Sampling, seconds: Mapping[str, float], busy: Mapping
     share = sum(idle.values()) / held
     if share <= TOO_IDLE:
         return None
-    worst = max(idle, key=lambda stage: idle[stage])
-    reason = ADVICE.get(worst, worst)
-    return f"{sampling.n_workers} workers were idle for {share:.0%} of the round, most in '{worst}': {reason}"
+    return Idle(sampling.n_workers, share, max(idle, key=lambda stage: idle[stage]))

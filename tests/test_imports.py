@@ -26,7 +26,11 @@ def loaded_by(statement):
         ("import oracles.airfoil", {"torch"}),
         ("import surrogate.ensemble, surrogate.acquisition, surrogate.features", {"torch"}),
         ("import bbo.executor, bbo.potential", {"torch", "botorch", "gpytorch"}),
-        ("import bbo.campaign, bbo.config.plan", {"torch", "botorch", "gpytorch", "pandas"}),
+        ("import bbo.campaign, bbo.config.plan, bbo.places", {"torch", "botorch", "gpytorch", "pandas"}),
+        (
+            "from bbo.config.models import campaign_file_model; campaign_file_model()",
+            {"torch", "botorch", "gpytorch", "pandas"},
+        ),
     ],
 )
 def test_imports_load_no_more_than_they_need(statement, allowed):

@@ -70,10 +70,19 @@ class CampaignSection:
     in_doubt: InDoubt = InDoubt.COUNT_AS_SPENT
     database: str | None = None
     """URL of a PostgreSQL database that holds the ledger's tables; None for a file in the directory."""
+    max_pending: int | None = None
 
-    def settings(self) -> Settings:
+    def settings(self, parallel: int | None = None) -> Settings:
         """Return the settings, checked."""
-        return Settings(self.budget, self.batch_size, self.seed, self.objective, self.in_doubt)
+        return Settings(
+            self.budget,
+            self.batch_size,
+            self.seed,
+            self.objective,
+            self.in_doubt,
+            self.max_pending,
+            parallel,
+        )
 
 
 _AN_ORACLE = "AnOracle"
@@ -100,6 +109,7 @@ def campaign_file_model(plugins: tuple[Plugin, ...] = ()) -> type[BaseModel]:
         oracle=(oracle | None, None),  # without one, people are asked and tell
         method=(method, Field(default_factory=method)),
         encoder=(_choice("encoder"), Field(default={"type": "standardize"})),
+        executor=(_choice("executor"), Field(default={"type": "local"})),
     )
 
 

@@ -5,6 +5,7 @@
     oracle:   {type: airfoil}
     method:   {kl_coef: 0.1, surrogate: {type: gp}}
     encoder:  {type: pca, n_components: 8}
+    executor: {type: ray, address: auto, n_workers: 8}
 
 A section's keys are the parameters of the constructor it calls, with their types and defaults, so there is no
 second list of options that could fall out of step. Paths of inputs are relative to the file; the campaign's
@@ -28,6 +29,7 @@ from bbo.config.models import CampaignSection, build, campaign_file_model, known
 from bbo.config.plugins import Plugin
 from bbo.errors import BboError, ConfigError
 from bbo.opening import as_oracle
+from bbo.places import Place
 from bbo.progress import Listener
 from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
@@ -36,7 +38,7 @@ from oracles.errors import OracleError
 from smc.errors import SMCError
 from smc.prior import Prior
 from surrogate.errors import SurrogateError
-from surrogate.features import EncoderModel, Standardizer
+from surrogate.features import EncoderModel
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Plan:
     prior: Prior
     oracle: Oracle
     method: SteeredPrior
-    encoder: EncoderModel = Standardizer()  # noqa: RUF009
-    database: str | None = None
+    encoder: EncoderModel
+    executor: Place
+    database: str | None
 
     def open(self, listener: Listener | None = None) -> Campaign:
         """Create or continue the campaign. Raises what `Campaign.open` raises."""
@@ -66,36 +69,51 @@ class Plan:
             objective=settings.objective,
             in_doubt=settings.in_doubt,
             database=self.database,
+            executor=self.executor,
+            parallel=settings.parallel,
+            max_pending=settings.max_pending,
             listener=listener,
         )
 
 
-def load_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
+def load_plan(path: Path, overrides: Sequence[str] = (), executor: str | None = None) -> Plan:
     """Return the plan of a campaign file, with `key.path=value` overrides applied.
+
+    executor: a type of executor instead of the file's, at its defaults; the file's settings stay if it is the same.
 
     Raises ConfigError with every mistake found, one a line, each with its path in the file.
     """
     raw = read_file(path)
     for override in overrides:
         apply(raw, override)
+    if executor is not None and (
+        not isinstance(raw.get("executor"), dict) or raw["executor"].get("type") != executor
+    ):
+        raw["executor"] = {"type": executor}
+    parallel = None
+    if isinstance(raw.get("oracle"), dict):  # how many calls at a time is no setting of an oracle
+        parallel = raw["oracle"].pop("parallel", None)
     parts, mistakes = _built(raw, path.parent)
     oracle = as_oracle(parts.get("oracle"))
-    if not mistakes:
-        try:
-            check_parts(parts["prior"], oracle, parts["campaign"].settings())
-        except BboError as error:
-            mistakes.append(f"  {error}")
-    if mistakes:
+    settings = None
+    try:
+        if "campaign" in parts:
+            settings = parts["campaign"].settings(parallel)
+        if settings is not None and not mistakes:
+            check_parts(parts["prior"], oracle, settings)
+    except BboError as error:
+        mistakes.append(f"  {error}")
+    if settings is None or mistakes:
         raise ConfigError("\n".join([f"{path}:", *mistakes]))
-    section = parts["campaign"]
     return Plan(
-        section.directory,
-        section.settings(),
+        parts["campaign"].directory,
+        settings,
         parts["prior"],
         oracle,
         parts["method"],
         parts["encoder"],
-        section.database,
+        parts["executor"],
+        parts["campaign"].database,
     )
 
 

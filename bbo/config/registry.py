@@ -26,6 +26,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "time_limited": "oracles.time_limit:TimeLimited",
         "concurrent": "oracles.concurrency:Concurrent",
     },
+    "executor": {"local": "bbo.places:Local", "ray": "bbo.places:Ray"},
     "method": {"steered_prior": "bbo.steering:SteeredPrior"},
     "encoder": {
         "identity": "surrogate.features:Identity",

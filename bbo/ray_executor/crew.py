@@ -16,7 +16,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from bbo.errors import ExecutorError
-from bbo.executor import unheard
 from bbo.ray_executor.connection import last_words
 
 MAX_LOSSES = 3
@@ -28,13 +27,21 @@ SLOW = 2.0
 _POLL_S = 0.5
 
 
+OnDone = Callable[[int, Any, float], None]
+"""Hears of a job: its place among the jobs, what it answered, the seconds it took."""
+
+
+def _unheard(place: int, answer: object, seconds: float) -> None:
+    """Listen to nothing."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A call of a worker's method, which answers a value and the seconds it took."""
 
     method: str
     args: tuple[Any, ...]
-    cost: float = 0.0
+    cost: int = 0
     """What takes longest comes first."""
 
 
@@ -67,7 +74,8 @@ class _Work:
     def put_back(self, place: int, error: RayError) -> None:
         """Have a job done again whose worker was lost. Raises ExecutorError when it has cost too many."""
         self._losses[place] += 1
-        _check_losses(self._losses[place], error)
+        if self._losses[place] == MAX_LOSSES:
+            raise _too_many(error)
         self.waiting.appendleft(place)
 
     def is_slow(self, seconds: float) -> bool:
@@ -99,7 +107,7 @@ class Crew:
         for number in self._workers:
             self._begin(number, change, is_setup=True)
 
-    def run(self, jobs: Sequence[Job], on_done: Callable[[int, Any, float], None] = unheard) -> list[Any]:
+    def run(self, jobs: Sequence[Job], on_done: OnDone = _unheard) -> list[Any]:
         """Return what the jobs answer, in order; `on_done` hears of each as soon as it is there.
 
         Raises what a job raises, and ExecutorError when workers cannot be had or one job has cost too many.
@@ -175,7 +183,8 @@ class Crew:
             return
         if task.worker not in self._ready:
             self._n_failed_starts += 1
-            _check_losses(self._n_failed_starts / (len(self._workers) + 1), error)
+            if self._n_failed_starts == MAX_LOSSES * (len(self._workers) + 1):
+                raise _too_many(error)
         self._ready.discard(task.worker)
         self._waiting_since = time.monotonic()
         ray.kill(lost)  # it may only be out of reach
@@ -199,9 +208,8 @@ def _raise(error: RayTaskError, task: _Task, *, is_wanted: bool) -> None:
         raise error.cause from error
 
 
-def _check_losses(n_losses: float, error: RayError) -> None:
-    if n_losses >= MAX_LOSSES:
-        raise ExecutorError(
-            f"{MAX_LOSSES} workers in a row were lost over the same work, the last one with: {last_words(error)}. "
-            "Mend that (memory? lower max_batch) and run the same command again: what was sampled is kept"
-        )
+def _too_many(error: RayError) -> ExecutorError:
+    return ExecutorError(
+        f"{MAX_LOSSES} workers in a row were lost over the same work, the last one with: {last_words(error)}. "
+        "Mend that (memory? lower max_batch) and run the same command again: what was sampled is kept"
+    )

@@ -1,77 +1,122 @@
-"""A shard is its own random stream: it gives the same bits wherever, whenever and beside whatever it is sampled."""
+"""The executor of this process: the contract, chunks, and memory that does not suffice."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
+from bbo.errors import ConfigError, ExecutorError
 from bbo.executor import LocalExecutor, SampleRequest
-from bbo.potential import Potential
-from smc.priors.denoiser import Denoiser, ResidualMLP
+from bbo.places import CallsElsewhere, Local, Place, Ray
+from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
-from surrogate.acquisition import Mean
-from surrogate.base import Posterior
 from surrogate.features import Flatten
-
-CONFIG = SamplerConfig(n_islands=3, n_particles=4, ess_min=1.0)
-
-
-@dataclass(frozen=True)
-class Bowl:
-    def posterior(self, X):
-        return Posterior(-X.square().sum(1), X.new_ones(len(X)))
+from tests.contracts.executor_contract import CONFIG, PRIOR, SHARDS, ExecutorContract, equal, potential
 
 
-@pytest.fixture(scope="module")
-def executor():
-    """A network whose answer is far from 0: a new one's is 0."""
-    generator = torch.Generator().manual_seed(0)
-    network = ResidualMLP.seeded(3, width=16, n_blocks=2, generator=generator)
-    for p in network.parameters():
-        p.data += 0.2 * torch.randn(p.shape, generator=generator)
-    return LocalExecutor(Denoiser(network, torch.zeros(3), torch.ones(3), n_steps=8), Flatten())
+class TestContract(ExecutorContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def executor(cls):
+        return Local().start(PRIOR, n_calls=0)
 
 
-POTENTIAL = Potential(Bowl(), Mean(), kl_coef=0.5)
-SHARDS = [SampleRequest(CONFIG, seed=10 + k, first_island=3 * k) for k in range(4)]
+EXECUTOR = LocalExecutor(PRIOR, Flatten())
+BELIEF = potential()
 
 
-def bits(shard):
-    """Return every tensor of a shard, in order."""
-    result = shard.result
-    return [shard.designs, shard.X, result.x0, result.log_w, result.log_z, result.log_psi] + [
-        getattr(result.trace, f.name) for f in fields(result.trace) if f.name != "n_particles"
-    ]
+class TestChunks:
+    @pytest.mark.parametrize("max_batch", [12, 13, 1000])
+    def test_a_chunk_that_holds_the_whole_shard_changes_no_bit(self, max_batch):
+        chunked = [replace(shard, config=replace(CONFIG, max_batch=max_batch)) for shard in SHARDS]
+        for whole, other in zip(
+            EXECUTOR.sample(BELIEF, SHARDS), EXECUTOR.sample(BELIEF, chunked), strict=True
+        ):
+            assert equal(whole, other)
+
+    @pytest.mark.parametrize("max_batch", [1, 5])
+    def test_smaller_chunks_change_nothing_that_can_be_seen(self, max_batch):
+        chunked = Local(max_batch).start(PRIOR, n_calls=0).sample(BELIEF, SHARDS)
+        for whole, other in zip(EXECUTOR.sample(BELIEF, SHARDS), chunked, strict=True):
+            torch.testing.assert_close(other.designs, whole.designs, atol=1e-5, rtol=0)
+            torch.testing.assert_close(other.X, whole.X, atol=1e-5, rtol=0)
+
+    def test_the_smaller_of_two_limits_counts(self):
+        prior = Small(torch.zeros(2), std=1.0, n_steps=4, room=3)
+        for mine, requested in ((3, 100), (100, 3), (None, 3), (3, None)):
+            request = SampleRequest(SamplerConfig(2, 5, guidance=None, max_batch=requested), seed=0)
+            LocalExecutor(prior, Flatten(), max_batch=mine).sample(None, [request])
+        assert Small.n_refused == 0
 
 
-def equal(a, b):
-    return all(torch.equal(one, other) for one, other in zip(bits(a), bits(b), strict=True))
+class Small(GaussianPrior):
+    """A prior on a device that has room for so many particles at a time."""
+
+    n_refused = 0
+
+    def __init__(self, mean, std, n_steps, room):
+        super().__init__(mean, std, n_steps)
+        object.__setattr__(self, "room", room)
+
+    def denoise(self, x, t):
+        if len(x) > self.room:
+            Small.n_refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().denoise(x, t)
 
 
-def test_shards_give_the_same_bits_alone_together_and_in_any_order(executor):
-    together = executor.sample(POTENTIAL, SHARDS)
-    torch.manual_seed(123)
-    alone = [executor.sample(POTENTIAL, [shard])[0] for shard in SHARDS]
-    backwards = executor.sample(POTENTIAL, SHARDS[::-1])[::-1]
-    for k in range(4):
-        assert equal(together[k], alone[k])
-        assert equal(together[k], backwards[k])
-    assert not equal(together[0], together[1])
+class TestMemory:
+    REQUESTS = tuple(SampleRequest(SamplerConfig(4, 5, guidance=None), seed=k) for k in (1, 2))
+
+    def prior(self, room):
+        Small.n_refused = 0
+        return Small(torch.zeros(2), std=1.0, n_steps=6, room=room)
+
+    def test_chunks_are_halved_until_they_fit_and_the_islands_repeat_the_same(self):
+        executor = LocalExecutor(self.prior(room=6), Flatten())
+        found = executor.sample(None, self.REQUESTS)
+        assert executor.max_batch == 5  # 20, 10, 5
+        assert Small.n_refused == 2  # the second shard begins with what the first has learnt
+        whole = LocalExecutor(GaussianPrior(torch.zeros(2), 1.0, 6), Flatten()).sample(None, self.REQUESTS)
+        for shard, wanted in zip(found, whole, strict=True):
+            torch.testing.assert_close(shard.designs, wanted.designs, atol=1e-5, rtol=0)
+
+    def test_where_not_even_one_fits_it_says_so(self):
+        with pytest.raises(
+            ExecutorError, match="not even one particle fits the memory of the device: CUDA out of"
+        ):
+            LocalExecutor(self.prior(room=0), Flatten()).sample(None, self.REQUESTS)
 
 
-@pytest.mark.parametrize("max_batch", [12, 13, 1000])
-def test_a_chunk_that_holds_the_whole_shard_changes_no_bit(executor, max_batch):
-    chunked = [replace(shard, config=replace(CONFIG, max_batch=max_batch)) for shard in SHARDS]
-    for whole, other in zip(
-        executor.sample(POTENTIAL, SHARDS), executor.sample(POTENTIAL, chunked), strict=True
-    ):
-        assert equal(whole, other)
+class TestPlaces:
+    def test_recipes_are_ones(self):
+        assert isinstance(Local(), Place)
+        assert isinstance(Ray(), Place)
+        assert not isinstance(Local().start(PRIOR, 0), CallsElsewhere)
 
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"n_workers": 0}, "n_workers must be at least 1, got 0"),
+            ({"gpus_per_worker": -0.5}, "gpus_per_worker must be a finite number of at least 0, got -0.5"),
+            ({"gpus_per_worker": 1.5}, "gpus_per_worker may be a fraction below 1 only, got 1.5"),
+            (
+                {"cpus_per_worker": float("nan")},
+                "cpus_per_worker must be a finite number of at least 0, got nan",
+            ),
+            (
+                {"cpus_per_worker": float("inf")},
+                "cpus_per_worker must be a finite number of at least 0, got inf",
+            ),
+            ({"max_batch": 0}, "max_batch must be at least 1 or null, got 0"),
+            ({"address": ""}, "address must be"),
+            ({"address": "local"}, "null starts a cluster on this machine"),
+        ],
+    )
+    def test_bad_settings_are_refused_by_name(self, settings, said):
+        with pytest.raises(ConfigError, match=said):
+            Ray(**settings)
 
-@pytest.mark.parametrize("max_batch", [1, 5])
-def test_smaller_chunks_change_nothing_that_can_be_seen(executor, max_batch):
-    chunked = [replace(shard, config=replace(CONFIG, max_batch=max_batch)) for shard in SHARDS]
-    for whole, other in zip(
-        executor.sample(POTENTIAL, SHARDS), executor.sample(POTENTIAL, chunked), strict=True
-    ):
-        torch.testing.assert_close(other.result.x0, whole.result.x0, atol=1e-5, rtol=0)
+    def test_a_chunk_of_nothing_is_refused_here_too(self):
+        with pytest.raises(ConfigError, match="max_batch must be at least 1 or null, got -1"):
+            Local(max_batch=-1)
