@@ -26,6 +26,11 @@ class Place(Protocol):
     """A recipe: settings, and how to get going."""
 
     @property
+    def calls_oracles(self) -> bool:
+        """Whether its machines can call the oracle too."""
+        ...
+
+    @property
     def told(self) -> str:
         """What it is, in a few words."""
         ...
@@ -48,15 +53,21 @@ class CallsElsewhere(Protocol):
 
 
 def calling(executor: Executor, oracle: Oracle, parallel: int | None) -> Oracle:
-    """Return the oracle as one that is called on the executor's machines; None leaves it where it is."""
+    """Return the oracle as one that is called on the executor's machines; None leaves it where it is.
+
+    Raises ConfigError for an executor whose machines call none.
+    """
     if parallel is None:
         return oracle
     if not isinstance(executor, CallsElsewhere):
-        raise ConfigError(
-            "parallel calls of the oracle run as tasks on Ray: use executor type ray. For an oracle that waits "
-            "(a program, a service) the wrapper 'concurrent' makes them in threads"
-        )
+        raise ConfigError(NO_TASKS)
     return executor.calling(oracle)
+
+
+NO_TASKS = (
+    "oracle.parallel makes calls as tasks on Ray, so it needs the executor type ray. For an oracle that waits (a "
+    "program, a service) the wrapper 'concurrent' makes them in threads"
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,11 @@ class Local:
 
     max_batch: int | None = None
     """Most particles at a time in the network; None leaves that to the sampler's own setting."""
+
+    @property
+    def calls_oracles(self) -> bool:
+        """Whether its machines can call the oracle too."""
+        return False
 
     @property
     def told(self) -> str:
@@ -114,6 +130,11 @@ class Ray:
                 f'address must be "auto", "ray://host:port" or "host:port", got {self.address!r}; '
                 "null starts a cluster on this machine"
             )
+
+    @property
+    def calls_oracles(self) -> bool:
+        """Whether its machines can call the oracle too."""
+        return True
 
     @property
     def told(self) -> str:

@@ -29,7 +29,7 @@ from bbo.config.models import CampaignSection, build, campaign_file_model, known
 from bbo.config.plugins import Plugin
 from bbo.errors import BboError, ConfigError
 from bbo.opening import as_oracle
-from bbo.places import Place
+from bbo.places import NO_TASKS, Place
 from bbo.progress import Listener
 from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
@@ -90,10 +90,11 @@ def load_plan(path: Path, overrides: Sequence[str] = (), executor: str | None = 
         not isinstance(raw.get("executor"), dict) or raw["executor"].get("type") != executor
     ):
         raw["executor"] = {"type": executor}
-    parallel = None
-    if isinstance(raw.get("oracle"), dict):  # how many calls at a time is no setting of an oracle
-        parallel = raw["oracle"].pop("parallel", None)
+    parallel = _parallel(raw)
     parts, mistakes = _built(raw, path.parent)
+    if parallel is not None and (not isinstance(parallel, int) or isinstance(parallel, bool) or parallel < 1):
+        mistakes.append(f"  oracle.parallel: must be null or a whole number of at least 1, got {parallel!r}")
+        parallel = None
     oracle = as_oracle(parts.get("oracle"))
     settings = None
     try:
@@ -101,6 +102,8 @@ def load_plan(path: Path, overrides: Sequence[str] = (), executor: str | None = 
             settings = parts["campaign"].settings(parallel)
         if settings is not None and not mistakes:
             check_parts(parts["prior"], oracle, settings)
+            if settings.parallel is not None and not parts["executor"].calls_oracles:
+                raise ConfigError(NO_TASKS)
     except BboError as error:
         mistakes.append(f"  {error}")
     if settings is None or mistakes:
@@ -115,6 +118,15 @@ def load_plan(path: Path, overrides: Sequence[str] = (), executor: str | None = 
         parts["executor"],
         parts["campaign"].database,
     )
+
+
+def _parallel(raw: dict[str, Any]) -> Any:
+    """Take oracle.parallel out of a file: how many calls are made at a time is no setting of an oracle."""
+    oracle = raw.get("oracle")
+    if not isinstance(oracle, dict) or "parallel" not in oracle:
+        return None
+    raw["oracle"] = {key: value for key, value in oracle.items() if key != "parallel"}
+    return oracle["parallel"]
 
 
 def load_oracle(name: str, settings: Sequence[str] = (), folder: Path = Path()) -> Oracle:

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bbo.config.describe import describe
 from bbo.config.plan import load_plan
 from bbo.errors import ConfigError
+from bbo.places import Local, Ray
 from bbo.selection import Conditioned
 from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
@@ -121,7 +123,7 @@ def test_every_mistake_is_reported_at_once(tmp_path):
         "  campaign.budgt: unknown key; did you mean 'budget'?",
         "  campaign.in_doubt: unknown value 'rettry'; did you mean 'retry'?",
         "  campaign.seed: input should be a valid integer, got 1.5",
-        "  extra: unknown key; known are campaign, encoder, method, oracle, prior",
+        "  extra: unknown key; did you mean 'executor'?",
         "  method.acquisition.beta: input should be a number, got 'two'",
         "  method.kl_coef: input should be a number, got True",
         "  method.sampler.guidance.max_drif: unknown key; did you mean 'max_drift'?",
@@ -277,3 +279,84 @@ def test_a_bad_word_hides_no_mistake_beside_it(tmp_path, prior_file):
         "  method.sampler.n_islands: input should be a valid integer, got 'x'",
         "  method.sampler.resampling: unknown value 'sys'; did you mean 'ssp'?",
     ]
+
+
+class TestExecutors:
+    def plan(self, tmp_path, prior_file, text="", overrides=(), executor=None):
+        return load_plan(written(tmp_path, prior_file, text), overrides, executor)
+
+    def test_without_one_everything_is_done_here(self, tmp_path, prior_file):
+        assert self.plan(tmp_path, prior_file).executor == Local()
+
+    def test_every_setting_has_its_place(self, tmp_path, prior_file):
+        text = (
+            "executor: {type: ray, address: auto, n_workers: 8, gpus_per_worker: 0.25, cpus_per_worker: 2, "
+            "max_batch: 64}"
+        )
+        executor = self.plan(tmp_path, prior_file, text).executor
+        assert executor == Ray("auto", 8, gpus_per_worker=0.25, cpus_per_worker=2.0, max_batch=64)
+
+    def test_how_a_prior_is_loaded_may_be_the_users_own_function(self, tmp_path, prior_file):
+        executor = self.plan(
+            tmp_path, prior_file, "executor: {type: ray, load_prior: 'mine.py:bowl'}"
+        ).executor
+        assert executor.load_prior.__name__ == "bowl"
+
+    def test_another_type_on_the_command_line_starts_from_its_defaults_and_the_same_keeps_its_settings(
+        self, tmp_path, prior_file
+    ):
+        text = "executor: {type: ray, n_workers: 8}"
+        assert self.plan(tmp_path, prior_file, text, executor="local").executor == Local()
+        assert self.plan(tmp_path, prior_file, text, executor="ray").executor.n_workers == 8
+        assert self.plan(tmp_path, prior_file, executor="ray").executor == Ray()
+        overrides = ["executor.n_workers=3"]
+        assert self.plan(tmp_path, prior_file, text, overrides, "ray").executor.n_workers == 3
+
+    def test_calls_at_a_time_are_no_setting_of_the_oracle(self, tmp_path, prior_file):
+        oracle = "{type: function, function: 'mine.py:bowl', parallel: 8}"
+        path = written(tmp_path, prior_file, "executor: {type: ray}", oracle=oracle)
+        plan = load_plan(path)
+        assert plan.settings.parallel == 8
+        assert load_plan(path, ["oracle.parallel=null"]).settings.parallel is None
+        assert describe(plan.oracle) == describe(load_plan(path, ["oracle.parallel=null"]).oracle)
+
+    @pytest.mark.parametrize(
+        ("overrides", "said"),
+        [
+            (
+                ["oracle.parallel=4"],
+                "oracle.parallel makes calls as tasks on Ray, so it needs the executor type ray",
+            ),
+            (
+                ["oracle.parallel=0", "executor.type=ray"],
+                "oracle.parallel: must be null or a whole number of at least 1, got 0",
+            ),
+            (
+                ["oracle.parallel=many", "executor.type=ray"],
+                "oracle.parallel: must be null or a whole number of at least 1, got 'many'",
+            ),
+            (["campaign.max_pending=2"], "max_pending must be null or at least the batch size, 3, got 2"),
+            (["executor.type=rey"], "executor: unknown type 'rey'; did you mean 'ray'?"),
+            (
+                ["executor.type=ray", "executor.n_worker=2"],
+                "executor.n_worker: unknown key; did you mean 'n_workers'?",
+            ),
+            (["executor.type=ray", "executor.n_workers=0"], "executor: n_workers must be at least 1, got 0"),
+            (
+                ["executor.type=ray", "executor.gpus_per_worker=1.5"],
+                "gpus_per_worker may be a fraction below 1 only",
+            ),
+            (
+                ["executor.type=ray", "executor.max_batch=0"],
+                "executor: max_batch must be at least 1 or null, got 0",
+            ),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, tmp_path, prior_file, overrides, said):
+        with pytest.raises(ConfigError) as told:
+            self.plan(tmp_path, prior_file, overrides=overrides)
+        assert said in str(told.value)
+
+    def test_max_pending_is_a_setting_of_the_campaign(self, tmp_path, prior_file):
+        plan = self.plan(tmp_path, prior_file, overrides=["campaign.max_pending=6"])
+        assert plan.settings.lag == 1

@@ -416,9 +416,7 @@ class TestCampaigns:
             assert c.ledger.counts().n == 8
 
     def test_parallel_calls_need_a_place(self, tmp_path):
-        with pytest.raises(
-            ConfigError, match="parallel calls of the oracle run as tasks on Ray: use executor type"
-        ):
+        with pytest.raises(ConfigError, match=r"oracle\.parallel makes calls as tasks on Ray"):
             run(tmp_path / "c", Local(), parallel=2)
 
 
