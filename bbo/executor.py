@@ -7,12 +7,14 @@ worker was lost.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -45,10 +47,18 @@ class Sampled:
     """What a shard came to."""
 
     result: SMCResult
-    designs: Float[Tensor, "n *design"]
-    """What its particles decode to, in their order."""
+    keys: Int[Tensor, "n 2"]
+    """Fingerprints of the designs that its particles decode to, in their order (`keys_of`). The designs themselves stay
+    where they are: those of a round of images would fill any network."""
     X: Float[Tensor, "n d"]
     """Their features."""
+
+
+def keys_of(designs: Float[Tensor, "n *design"]) -> Int[Tensor, "n 2"]:
+    """Return 128 bits of each design, equal for equal numbers: in float32, and -0 is 0."""
+    rows = (designs.detach().float() + 0.0).cpu().contiguous().numpy()
+    digests = b"".join(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
+    return torch.from_numpy(np.frombuffer(digests, dtype=np.int64).reshape(len(rows), 2).copy())
 
 
 OnShard = Callable[[int, Sampled, float], None]
@@ -70,6 +80,10 @@ class Executor(Protocol):
 
         Raises what the sampler raises, and ExecutorError where the machines cannot do it.
         """
+        ...
+
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
         ...
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
@@ -119,6 +133,11 @@ class LocalExecutor:
             on_shard(place, done[-1], time.perf_counter() - began)
         return done
 
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
+        with torch.no_grad():
+            return self.prior.decode(x0)
+
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the surrogate's features of designs."""
         with torch.no_grad():
@@ -158,10 +177,12 @@ class LocalExecutor:
         generator = torch.Generator().manual_seed(request.seed)
         config = replace(request.config, max_batch=size)
         result = sample(self.prior, log_potential, config, generator=generator)
-        with torch.no_grad():
-            designs = torch.cat([self.prior.decode(part) for part in torch.split(result.x0, size)])
-            X = torch.cat([self.encoder(part) for part in torch.split(designs, size)])
-        return Sampled(result, designs, X)
+        parts = [self.decode(x0) for x0 in torch.split(result.x0, size)]
+        return Sampled(
+            result,
+            torch.cat([keys_of(part) for part in parts]),
+            torch.cat([self.encode(part) for part in parts]),
+        )
 
 
 def on_cpu(part: Any) -> Any:

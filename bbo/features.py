@@ -30,7 +30,8 @@ def with_features(executor: Executor, encoder: EncoderModel | Encoder, seed: int
         return executor.encoding(encoder, None)
     plain = SamplerConfig(n_islands=N_PRIOR_DRAWS, n_particles=1, guidance=None)
     (drawn,) = executor.sample(None, [SampleRequest(plain, seeds.derive(seed, "features"))])
-    fitted = encoder.fit(drawn.designs)
+    designs = executor.decode(drawn.result.x0)
+    fitted = encoder.fit(designs)
     with torch.no_grad():
-        X = fitted(drawn.designs)
+        X = fitted(designs)
     return executor.encoding(fitted, X.double().T.cov() if X.shape[1] <= MAX_COVARIANCE else None)

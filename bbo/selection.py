@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bbo.errors import ConfigError
-from bbo.executor import Sampled
+from bbo.executor import Sampled, keys_of
 from smc.result import SMCResult
 
 
@@ -45,7 +45,6 @@ class Pool:
     """The first particle of each design in its island; in order: shards, islands, particles."""
     design_ids: Sequence[int]
     """Equal for equal designs, of which one is enough."""
-    designs: Float[Tensor, "m *design"]
     X: Float[Tensor, "m d"]
     """Features of each."""
     log_w: Float[Tensor, " m"]
@@ -66,19 +65,19 @@ class Pool:
         proposed: designs that are not to be proposed again.
         """
         results = [shard.result for shard in shards]
-        designs, X = (torch.cat([getattr(shard, name) for shard in shards]) for name in ("designs", "X"))
         log_w, log_psi = (
             torch.cat([getattr(result, name).flatten() for result in results]).double()
             for name in ("log_w", "log_psi")
         )
-        known = set() if proposed is None else {_key(row) for row in proposed.to(designs)}
-        ids: dict[bytes, int] = {}
+        keys = [tuple(key) for shard in shards for key in shard.keys.tolist()]
+        known = set() if proposed is None else {tuple(key) for key in keys_of(proposed).tolist()}
+        ids: dict[tuple[int, ...], int] = {}
         rows: dict[tuple[int, int, int], list[int]] = {}  # of each design in each island
         picks: list[Pick] = []
         for place, pick in enumerate(_living(results)):
-            if pick is None or (key := _key(designs[place])) in known:
+            if pick is None or keys[place] in known:
                 continue
-            design = ids.setdefault(key, len(ids))
+            design = ids.setdefault(keys[place], len(ids))
             alike = rows.setdefault((pick.shard, pick.island, design), [])
             if not alike:
                 picks.append(pick)
@@ -88,8 +87,7 @@ class Pool:
         return cls(
             picks,
             [design for _, _, design in rows],
-            designs[first],
-            X[first],
+            torch.cat([shard.X for shard in shards])[first],
             torch.stack([log_w[places].logsumexp(0) for places in rows.values()]) if rows else log_w[:0],
             log_psi[first],
             torch.tensor([n_before[pick.shard] + pick.island for pick in picks], dtype=torch.long),
@@ -205,7 +203,3 @@ def _living(results: Sequence[SMCResult]) -> Iterator[Pick | None]:
         is_alive = ~torch.isneginf(result.log_w) & ~torch.isneginf(result.log_z)[:, None]
         for row, alive in enumerate(is_alive.flatten().tolist()):
             yield Pick(shard, row // p, row) if alive else None
-
-
-def _key(row: Float[Tensor, " *shape"]) -> bytes:
-    return (row.detach() + 0.0).contiguous().cpu().numpy().tobytes()  # -0 is 0

@@ -69,6 +69,10 @@ class RecallingExecutor:
             self.executor.sample(potential, [requests[place] for place in missing], keep)
         return [shards[place] for place in range(len(requests))]
 
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
+        return self.executor.decode(x0)
+
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the surrogate's features of designs."""
         return self.executor.encode(designs)
@@ -125,8 +129,8 @@ def _read(path: Path) -> Sampled | None:
         name: value if value.dim() else value.item() for name, value in load(data).items()
     }
     trace = Trace(**{f.name: found.pop(f"trace.{f.name}") for f in fields(Trace)})
-    designs, X = found.pop("designs"), found.pop("X")
-    return Sampled(SMCResult(**found, trace=trace), designs, X)
+    keys, X = found.pop("keys"), found.pop("X")
+    return Sampled(SMCResult(**found, trace=trace), keys, X)
 
 
 def _tensors(shard: Sampled) -> dict[str, Tensor]:
@@ -134,7 +138,7 @@ def _tensors(shard: Sampled) -> dict[str, Tensor]:
     result = shard.result
     own = {f.name: getattr(result, f.name) for f in fields(SMCResult) if f.name != "trace"}
     parts = own | {f"trace.{f.name}": getattr(result.trace, f.name) for f in fields(Trace)}
-    parts |= {"designs": shard.designs, "X": shard.X}
+    parts |= {"keys": shard.keys, "X": shard.X}
     return {name: torch.as_tensor(part) for name, part in parts.items()}
 
 

@@ -99,7 +99,9 @@ class SteeredPrior:
                     "proposed before. Where designs are few, this campaign has seen them; what is left of its budget "
                     "stays unspent"
                 )
-            candidates = _steered(pool, chosen, requests, [shard.result for shard in shards], potential)
+            candidates = _steered(
+                pool, chosen, requests, [shard.result for shard in shards], potential, executor
+            )
             return replace(candidates, summary={**candidates.summary, "surrogate": self._told(observed)})
 
     def _told(self, observed: Observations) -> str:
@@ -186,7 +188,7 @@ class SteeredPrior:
             (shard,) = executor.sample(None, requests)
         picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
         x0, provenance = _origin(picks, requests, [shard.result], "prior")
-        return Candidates(x0, shard.designs, provenance)
+        return Candidates(x0, executor.decode(x0), provenance)
 
 
 def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:
@@ -230,6 +232,7 @@ def _steered(
     requests: Sequence[SampleRequest],
     results: Sequence[SMCResult],
     potential: Potential,
+    executor: Executor,
 ) -> Candidates:
     """Return the chosen designs with the belief about each, and the round in numbers."""
     x0, provenance = _origin([pool.picks[place] for place in chosen], requests, results, "target")
@@ -248,4 +251,4 @@ def _steered(
         "kl_nats": kl_from_prior(results),
         **summarise(results),
     }
-    return Candidates(x0, pool.designs[chosen], provenance, predicted, summary, traces(results))
+    return Candidates(x0, executor.decode(x0), provenance, predicted, summary, traces(results))

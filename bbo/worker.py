@@ -71,6 +71,12 @@ class Worker:
         (shard,) = self._executor.sample(potential, [request])
         return shard, time.perf_counter() - began
 
+    def decode(self, x0: Float[Tensor, "n *event"]) -> tuple[Float[Tensor, "n *design"], float]:
+        """Return the designs of clean latents, and the seconds they took."""
+        began = time.perf_counter()
+        designs = self._executor.decode(x0.to(self._device)).cpu()
+        return designs, time.perf_counter() - began
+
     def encode(self, designs: Float[Tensor, "n *design"]) -> tuple[Float[Tensor, "n d"], float]:
         """Return the features of designs, and the seconds they took."""
         began = time.perf_counter()

@@ -63,6 +63,11 @@ class RayExecutor:
         jobs = [Job("sample", (belief, request), cost=request.n_rows) for request in requests]
         return self.crew.run(jobs, on_shard)
 
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents, computed by one worker."""
+        designs: Tensor = self.crew.run([Job("decode", (x0,))])[0]
+        return designs
+
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the features of designs, computed by one worker."""
         X: Tensor = self.crew.run([Job("encode", (designs,))])[0]

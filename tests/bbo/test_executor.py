@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bbo.errors import ConfigError, ExecutorError
-from bbo.executor import LocalExecutor, SampleRequest
+from bbo.executor import LocalExecutor, SampleRequest, keys_of
 from bbo.places import CallsElsewhere, Local, Place, Ray
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
@@ -38,7 +38,7 @@ class TestChunks:
     def test_smaller_chunks_change_nothing_that_can_be_seen(self, max_batch):
         chunked = Local(max_batch).start(PRIOR, n_calls=0).sample(BELIEF, SHARDS)
         for whole, other in zip(EXECUTOR.sample(BELIEF, SHARDS), chunked, strict=True):
-            torch.testing.assert_close(other.designs, whole.designs, atol=1e-5, rtol=0)
+            torch.testing.assert_close(other.result.x0, whole.result.x0, atol=1e-5, rtol=0)
             torch.testing.assert_close(other.X, whole.X, atol=1e-5, rtol=0)
 
     def test_the_smaller_of_two_limits_counts(self):
@@ -79,13 +79,30 @@ class TestMemory:
         assert Small.n_refused == 2  # the second shard begins with what the first has learnt
         whole = LocalExecutor(GaussianPrior(torch.zeros(2), 1.0, 6), Flatten()).sample(None, self.REQUESTS)
         for shard, wanted in zip(found, whole, strict=True):
-            torch.testing.assert_close(shard.designs, wanted.designs, atol=1e-5, rtol=0)
+            torch.testing.assert_close(shard.result.x0, wanted.result.x0, atol=1e-5, rtol=0)
 
     def test_where_not_even_one_fits_it_says_so(self):
         with pytest.raises(
             ExecutorError, match="not even one particle fits the memory of the device: CUDA out of"
         ):
             LocalExecutor(self.prior(room=0), Flatten()).sample(None, self.REQUESTS)
+
+
+class TestKeys:
+    def test_equal_designs_have_equal_keys_and_others_have_others(self):
+        designs = torch.tensor([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0], [0.0, 1.0 + 1e-6], [float("nan"), 1.0]])
+        keys = [tuple(key) for key in keys_of(designs).tolist()]
+        assert keys[0] == keys[1]
+        assert len(set(keys)) == 4
+
+    def test_a_key_is_of_the_numbers_and_not_of_how_they_are_kept(self):
+        designs = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+        kept_otherwise = designs.double().transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.equal(keys_of(designs), keys_of(kept_otherwise))
+        assert torch.equal(keys_of(designs)[1:2], keys_of(designs[1:2]))
+
+    def test_no_designs_have_no_keys(self):
+        assert keys_of(torch.empty(0, 3)).shape == (0, 2)
 
 
 class TestPlaces:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bbo.errors import ConfigError
-from bbo.executor import Sampled
+from bbo.executor import Sampled, keys_of
 from bbo.selection import Best, Conditioned, Draws, Pool, Selection
 from smc.result import SMCResult, StepInfo, Trace
 
@@ -20,7 +20,7 @@ def result(log_w, x0=None, log_z=None, log_psi=None):
 
 
 def pool_of(results, proposed=None, decode=lambda x0: x0, encode=lambda designs: designs):
-    shards = [Sampled(r, designs := decode(r.x0), encode(designs)) for r in results]
+    shards = [Sampled(r, keys_of(designs := decode(r.x0)), encode(designs)) for r in results]
     return Pool.of(shards, proposed)
 
 
@@ -57,7 +57,7 @@ class TestPool:
         weights = torch.tensor([0.1, 0.9, 0.6, 0.4, 0.5, 0.5], dtype=torch.float64)
         torch.testing.assert_close(pool.log_w.exp(), weights, atol=1e-6, rtol=0)
         assert pool.island.tolist() == [0, 0, 1, 1, 2, 2]
-        assert pool.designs.flatten().tolist() == [0, 1, 10, 11, 12, 13]
+        assert pool.X.flatten().tolist() == [0, 2, 20, 22, 24, 26]
         assert pool.utility.tolist() == [1, 2, 3, 4, 5, 6]
         assert pool.X.flatten().tolist() == [0, 2, 20, 22, 24, 26]
         assert pool.islands() == [[0, 1], [2, 3], [4, 5]]
@@ -80,7 +80,7 @@ class TestPool:
         assert pool.design_ids == [0, 0, 0, 1]
         for rule in (Draws(), Best(), Conditioned(2)):
             believe = lambda chosen: pool.utility  # noqa: E731
-            rows = [pool.designs[place].item() for place in rule(pool, 4, believe, seeded())]
+            rows = [pool.X[place].item() for place in rule(pool, 4, believe, seeded())]
             assert sorted(rows) == [0.0, 1.0]
 
     def test_designs_that_were_proposed_before_are_left_out(self):

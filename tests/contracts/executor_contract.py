@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from bbo.executor import Executor, LocalExecutor, Sampled, SampleRequest
+from bbo.executor import Executor, LocalExecutor, Sampled, SampleRequest, keys_of
 from bbo.features import with_features
 from bbo.potential import Potential
 from smc.errors import SamplerError
@@ -50,7 +50,7 @@ def potential(recipe=ExactGP(), acquisition=UCB()) -> Potential:
 def bits(shard: Sampled) -> list[torch.Tensor]:
     """Return every tensor of a shard, in order."""
     result = shard.result
-    return [shard.designs, shard.X, result.x0, result.log_w, result.log_z, result.log_psi] + [
+    return [shard.keys, shard.X, result.x0, result.log_w, result.log_z, result.log_psi] + [
         getattr(result.trace, f.name) for f in fields(result.trace) if f.name != "n_particles"
     ]
 
@@ -78,6 +78,13 @@ class ExecutorContract:
         assert torch.equal(featured.covariance, local.covariance)
         assert torch.equal(featured.encode(designs), local.encode(designs))
 
+    def test_designs_are_the_same_and_known_by_their_keys(self, featured, local):
+        (shard,) = featured.sample(potential(), SHARDS[:1])
+        designs = featured.decode(shard.result.x0)
+        assert torch.equal(designs, local.decode(shard.result.x0))
+        assert torch.equal(keys_of(designs), shard.keys)
+        assert torch.equal(featured.encode(designs), shard.X)
+
     @pytest.mark.parametrize("recipe", [ExactGP(), DeepEnsemble(n_members=3)], ids=lambda r: type(r).__name__)
     def test_shards_are_the_same_bits(self, featured, local, recipe):
         belief = potential(recipe)
@@ -102,7 +109,7 @@ class ExecutorContract:
     def test_shards_of_other_sizes_keep_their_places(self, featured, local):
         mixed = [SampleRequest(replace(CONFIG, n_islands=n), seed=n, first_island=n) for n in (1, 6, 2, 5)]
         found = featured.sample(potential(), mixed)
-        assert [len(shard.designs) for shard in found] == [4, 24, 8, 20]
+        assert [len(shard.keys) for shard in found] == [4, 24, 8, 20]
         assert all(equal(*pair) for pair in zip(found, local.sample(potential(), mixed), strict=True))
 
     def test_says_when_a_shard_is_there(self, featured):
