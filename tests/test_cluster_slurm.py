@@ -39,12 +39,16 @@ STAND_INS = {
         test "$*" = "show hostnames n[1-3]" && printf 'n1\\nn2\\nn3\\n'""",
     "python": """
         exec {python} -S "$@" """,
-    # An srun stays until somebody ends it. Node n3 fails to start where the test says so.
+    # An srun stays until somebody ends it. Node n3 gives the trouble that the test wants.
     "srun": """
         echo "srun $*" >>"$RECORD"
         mode=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")
         echo "$$ $mode $(cat "$RAY_AUTH_TOKEN_PATH") ${{RAY_AUTH_TOKEN-unset}}" >>"$RECORD.srun"
-        [[ "$*" == *--nodelist=n3* && -n "${{FAIL-}}" ]] && {{ echo "no such library" >&2; exit 1; }}
+        case "$* ${{TROUBLE-}}" in
+            *--nodelist=n3*broken) echo "no such library" >&2; exit 1 ;;
+            *--nodelist=n3*unreachable) ;;
+            *) echo joined >>"$RECORD.joined" ;;
+        esac
         exec /bin/sleep 60""",
     "sleep": """
         exec /bin/sleep 0.02""",
@@ -61,11 +65,14 @@ class util:
     get_node_ip_address = staticmethod(lambda: "10.0.0.1")
 def init(address, log_to_driver):
     assert (address, os.environ["RAY_ADDRESS"]) == ("auto", "10.0.0.1:6379")
-def nodes():  # one more each time that somebody looks, after a first time that finds none
-    with open(os.environ["RECORD"] + ".looks", "a+") as looks:
-        looks.write("x")
-        looks.seek(0)
-        n = len(looks.read()) - 1
+def lines(suffix):
+    with open(os.environ["RECORD"] + suffix, "a+") as record:
+        record.seek(0)
+        return len(record.readlines())
+def nodes():  # none when somebody looks for the first time, then one more each time
+    n = min(lines(".looks"), lines(".joined"))
+    with open(os.environ["RECORD"] + ".looks", "a") as looks:
+        looks.write("once\\n")
     if n == 0:
         raise ConnectionError
     return [{"Alive": True}] * n + [{"Alive": False}]
@@ -131,7 +138,7 @@ class Job:
         for line in self.lines()[:3]:
             step, command = line.split(" ray ", 1)
             (node,) = re.findall(r"--nodelist=(\S+)", step)
-            assert {"--nodes=1", "--ntasks=1", "--cpus-per-task=4"} <= set(step.split())
+            assert {"--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--export=ALL"} <= set(step.split())
             rays[node] = parsed(["ray", *command.split()])
         return rays
 
@@ -151,7 +158,7 @@ def test_the_job_starts_a_ray_on_every_node_and_then_the_driver(tmp_path):
         assert ray["block"]
         assert ray["disable_usage_stats"]
         assert ray["temp_dir"] == "/tmp/ray-17"  # /tmp/ray may be somebody else's
-    assert len(job.lines(".looks")[0]) == 4  # none, one, two, three nodes
+    assert len(job.lines(".looks")) >= 4  # none, one, two, three nodes
     command, subcommand, config, *overrides = job.driver()
     assert (command, subcommand, config) == ("bbo", "run", "mine.yaml")
     assert overrides[-2:] == ["executor.max_batch=32", "method.kl_coef=0.1"]
@@ -203,10 +210,17 @@ def test_a_signal_asks_the_driver_to_stop(tmp_path, number):
 
 
 def test_a_ray_that_does_not_start_ends_the_job_before_the_driver(tmp_path):
-    job = Job(tmp_path, "mine.yaml", FAIL="yes")
+    job = Job(tmp_path, "mine.yaml", TROUBLE="broken")
     assert job.end() == 1
     assert "no such library" in job.said
     assert "Ray ended on one of n1 n2 n3" in job.said
+    assert not job.lines(".bbo")
+
+
+def test_a_node_that_nobody_hears_of_ends_the_job_after_ten_minutes(tmp_path):
+    job = Job(tmp_path, "mine.yaml", TROUBLE="unreachable", SECONDS="601")  # bash counts on from there
+    assert job.end() == 1
+    assert re.search(r"[012] of 3 nodes joined Ray at 10\.0\.0\.1:6379 in 600 s", job.said)
     assert not job.lines(".bbo")
 
 
