@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 import re
 import shlex
 import tomllib
@@ -11,12 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import ValidationError
+
+from bbo.config.files import apply
+
+# Ray reads this once, when it is imported, and other tests of this process start one: as in bbo.places.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 from ray.autoscaler._private import resource_demand_scheduler as scheduler
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
-
-from bbo.config.files import apply
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"

@@ -165,13 +165,8 @@ def test_the_job_starts_a_ray_on_every_node_and_then_the_driver(tmp_path):
     raw: dict = {}
     for override in overrides:
         apply(raw, override)
-    assert raw["executor"] == {
-        "type": "ray",
-        "address": "auto",
-        "n_workers": 6,
-        "gpus_per_worker": 1,
-        "max_batch": 32,
-    }
+    executor = {"type": "ray", "address": "auto", "n_workers": 6, "gpus_per_worker": 1, "max_batch": 32}
+    assert raw["executor"] == executor
     assert job.lines(".bbo") == ["token 10.0.0.1:6379 1"]
 
 
