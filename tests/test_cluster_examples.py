@@ -26,7 +26,7 @@ from ray.scripts.scripts import cli as ray_cli
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 README = (CLUSTER / "README.md").read_text()
-KEYS = {"type", "address", "n_workers", "gpus_per_worker", "cpus_per_worker", "max_batch", "load_on_workers"}
+KEYS = {"type", "address", "n_workers", "gpus_per_worker", "cpus_per_worker", "max_batch", "load_prior"}
 """The keys of the section `executor` of a campaign file."""
 TOKEN_AUTHENTICATION = (2, 52)
 """The first Ray that has it."""

@@ -1,10 +1,11 @@
 """Campaign files: what is accepted, and that every mistake is reported at once with its path and a hint."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from bbo.config.describe import describe
 from bbo.config.plan import load_plan
@@ -360,3 +361,12 @@ class TestExecutors:
     def test_max_pending_is_a_setting_of_the_campaign(self, tmp_path, prior_file):
         plan = self.plan(tmp_path, prior_file, overrides=["campaign.max_pending=6"])
         assert plan.settings.lag == 1
+
+    def test_the_clusters_page_shows_a_section_that_works(self, tmp_path, prior_file):
+        page = (EXAMPLES.parent / "cluster" / "README.md").read_text()
+        shown = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+        assert shown["oracle"].pop("parallel") == 8
+        text = yaml.safe_dump({"executor": shown["executor"]})
+        executor = self.plan(tmp_path, prior_file, text).executor
+        assert executor == Ray("auto", 8, gpus_per_worker=1.0, cpus_per_worker=1.0, max_batch=64)
+        assert set(shown["executor"]) == {"type", *(f.name for f in fields(Ray))}
