@@ -132,7 +132,7 @@ class Campaign:
             "method": describe(chosen),
             "encoder": describe(encoder),
         }
-        running, ledger = executor.start(prior, settings.parallel or 0), None
+        running, ledger = executor.start(prior), None
         try:
             running = with_features(
                 running, encoder, seed
@@ -243,8 +243,10 @@ class Campaign:
 
     def close(self) -> None:
         """Let another process drive the campaign, and let go of what samples."""
-        self.executor.close()
-        self.ledger.close()
+        try:
+            self.executor.close()
+        finally:
+            self.ledger.close()
 
     def __enter__(self) -> Campaign:
         return self

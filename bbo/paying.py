@@ -1,8 +1,8 @@
 """Who pays for queries: this thread, or others while it samples the next batch.
 
 Groups of queries are paid in the order in which they came. With threads several may be under way at a time, and their
-answers are told as they come. After a failure nothing more is begun, what is under way is waited for, and the failure
-is raised where somebody waits.
+answers are told as they come. After a failure, here or there, nothing more is begun, and what is under way is waited
+for: it is paid for. Only an interruption does not wait.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class Cashier:
         with self._changed:
             self._changed.wait_for(lambda: self._failure is not None or not self._is_open(before))
             if self._failure is not None:
-                self._changed.wait_for(lambda: self._n_at_work == 0)  # they are paid for: let them answer
                 raise self._failure
 
     def __enter__(self) -> Cashier:

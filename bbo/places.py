@@ -35,11 +35,8 @@ class Place(Protocol):
         """What it is, in a few words."""
         ...
 
-    def start(self, prior: Prior, n_calls: int) -> Executor:
-        """Return an executor of this prior, its features the flattened designs; `close` it when all is done.
-
-        n_calls: how many calls of the oracle are to find room beside the sampling.
-        """
+    def start(self, prior: Prior) -> Executor:
+        """Return an executor of this prior, its features the flattened designs; `close` it when all is done."""
         ...
 
 
@@ -90,9 +87,8 @@ class Local:
     def __post_init__(self) -> None:
         _check_max_batch(self.max_batch)
 
-    def start(self, prior: Prior, n_calls: int) -> LocalExecutor:
-        """Return an executor of this prior; where the oracle is called is no affair of it."""
-        del n_calls
+    def start(self, prior: Prior) -> LocalExecutor:
+        """Return an executor of this prior."""
         return LocalExecutor(prior, Flatten(), max_batch=self.max_batch)
 
 
@@ -108,7 +104,7 @@ class Ray:
     gpus_per_worker: float = 0.0
     """A fraction shares a GPU among workers; above 0 the prior is moved to it."""
     cpus_per_worker: float = 1.0
-    """CPUs that Ray sets aside for each; also its number of threads, rounded down, at least 1."""
+    """Threads of each, rounded down, at least 1; and CPUs that a cluster which is there already sets aside for it."""
     max_batch: int | None = None
     """Most particles at a time in a worker's network; None leaves that to the sampler's own setting."""
     load_prior: Callable[[], Prior] | None = None
@@ -143,7 +139,7 @@ class Ray:
         each = f"{self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs each"
         return f"a Ray cluster {where}, {self.n_workers} workers with {each}"
 
-    def start(self, prior: Prior, n_calls: int) -> Executor:
+    def start(self, prior: Prior) -> Executor:
         """Return an executor of this prior, with its workers on the way. Takes 3 to 10 s and 400 MB.
 
         Raises ExecutorError when the cluster cannot be started or joined, or a worker cannot load the prior.
@@ -152,7 +148,7 @@ class Ray:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         from bbo.ray_executor import RayExecutor
 
-        return RayExecutor.start(self, prior, n_calls)
+        return RayExecutor.start(self, prior)
 
 
 def _check_max_batch(max_batch: int | None) -> None:

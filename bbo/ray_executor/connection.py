@@ -28,43 +28,46 @@ class Connection:
     def __init__(self) -> None:
         self._n_users = 0
         self._is_ours = False
+        self.rations_cpus = True
+        """Whether CPUs are set aside for what runs. On a cluster that is here for one process that process decides."""
 
-    def join(self, address: str | None, n_cpus: int) -> None:
-        """Join the cluster at `address`, or start one on this machine with room for n_cpus. Raises ExecutorError.
+    def join(self, address: str | None) -> None:
+        """Join the cluster at `address`, or start one on this machine for None. Raises ExecutorError where that fails.
 
-        Ray listens on all addresses of a machine, so none is started without token authentication.
+        A process that is in a cluster already stays in it: ConfigError when another one is asked for.
         """
-        if self._n_users == 0 and not ray.is_initialized():
-            if address is None:
-                _check_token()
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            own: dict[str, Any] = {"include_dashboard": False, "num_cpus": max(n_cpus, os.cpu_count() or 1)}
-            try:
-                ray.init(
-                    address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else own)
+        if ray.is_initialized():
+            here = ray.get_runtime_context().gcs_address
+            if address not in (None, "auto", here):
+                raise ConfigError(
+                    f"this process is in the Ray cluster at {here} already, and cannot join {address}"
                 )
-            except Exception as error:
-                said = " ".join(str(error).split())[:400]
-                what = (
-                    "start a Ray cluster on this machine"
-                    if address is None
-                    else f"join the cluster at {address}"
+        elif address is None:
+            _check_token()
+            self._init("start a Ray cluster on this machine", address="local", include_dashboard=False)
+            if os.environ.get(MODE) != "token":
+                ray.shutdown()
+                raise ConfigError(
+                    f"ray was imported without {MODE}=token; set it before, or import bbo first"
                 )
-                raise ExecutorError(f"cannot {what}: {said}") from error
+            self._is_ours, self.rations_cpus = True, False
+        else:
+            self._init(f"join the Ray cluster at {address}", address=address)
             self._is_ours = True
-            if address is None and os.environ.get(MODE) != "token":
-                self._n_users = 1
-                self.leave()
-                raise ExecutorError(
-                    f"ray was imported without {MODE}=token; set it before, or import ray after bbo"
-                )
         self._n_users += 1
+
+    def _init(self, what: str, **settings: Any) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+        except Exception as error:  # anything: Ray has no family of errors for this
+            raise ExecutorError(f"cannot {what}: {' '.join(str(error).split())[:400]}") from error
 
     def leave(self) -> None:
         """Leave the cluster when nobody here uses it any more; one that was started here ends."""
         self._n_users -= 1
         if self._n_users == 0 and self._is_ours:
-            self._is_ours = False
+            self._is_ours, self.rations_cpus = False, True
             ray.shutdown()
 
 

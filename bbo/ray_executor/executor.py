@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,9 +34,9 @@ class RayExecutor:
     """How features vary together over the prior's designs; None where that is not known."""
 
     @classmethod
-    def start(cls, place: Ray, prior: Prior, n_calls: int) -> RayExecutor:
+    def start(cls, place: Ray, prior: Prior) -> RayExecutor:
         """Return an executor whose workers are on their way."""
-        CONNECTION.join(place.address, n_cpus=math.ceil(place.n_workers * place.cpus_per_worker) + n_calls)
+        CONNECTION.join(place.address)
         try:
             equipment = Equipment(
                 n_threads=max(int(place.cpus_per_worker), 1),
@@ -47,7 +46,8 @@ class RayExecutor:
                 versions=describe_versions(),
             )
             source = sent("the prior", prior if place.load_prior is None else place.load_prior)
-            resources = {"num_cpus": place.cpus_per_worker, "num_gpus": place.gpus_per_worker}
+            cpus = place.cpus_per_worker if CONNECTION.rations_cpus else 0
+            resources = {"num_cpus": cpus, "num_gpus": place.gpus_per_worker}
             kind = ray.remote(max_restarts=0, max_task_retries=0, **resources)(Worker)
             crew = Crew(kind.remote, place.n_workers, Job("load", (source, Flatten(), equipment)))
             return cls(crew, source, equipment)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from ray.exceptions import RayError
 from torch import Tensor
 
-from bbo.ray_executor.connection import last_words, sent
+from bbo.ray_executor.connection import CONNECTION, last_words, sent
 from oracles.base import Oracle
 from oracles.calls import Answer, Keys, call
 from oracles.errors import NotAccepted, Unanswered
@@ -34,7 +34,8 @@ class RemoteOracle(Wrapper):
     def _answers(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
         reference: ray.ObjectRef = self._sent  # type: ignore[attr-defined]
         try:
-            told = parsed(ray.get(_CALL.remote([reference], designs, keys)))
+            task = _CALL.options(num_cpus=1 if CONNECTION.rations_cpus else 0)
+            told = parsed(ray.get(task.remote([reference], designs, keys)))
         except RayError as error:
             reason = (
                 f"the process that called {self.name} was lost: {last_words(error)}; it may have been charged"
@@ -57,4 +58,4 @@ def _call_remote(boxed: list[Any], designs: Float[Tensor, "n *design"], keys: Ke
     return json.dumps([message_of(answer) for answer in answers], default=repr)
 
 
-_CALL = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(_call_remote)
+_CALL = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(_call_remote)

@@ -95,7 +95,7 @@ def speed(n_repeats: int, n_shards: int, n_islands: int) -> dict[str, float | bo
     """Return what two workers gain and what Ray costs."""
     prior, requests = airfoil_prior(), shards(n_shards, n_islands)
     places: dict[int, Place] = {0: Local(), 1: Ray(n_workers=1), 2: Ray(n_workers=2)}
-    running = {n: with_features(place.start(prior, 0), Standardizer(), seed=0) for n, place in places.items()}
+    running = {n: with_features(place.start(prior), Standardizer(), seed=0) for n, place in places.items()}
     try:
         potential = belief(running[0], 256)
         found = {n: executor.sample(potential, requests[:2]) for n, executor in running.items()}  # warm
@@ -147,7 +147,7 @@ def traffic(n_shards: int, n_islands: int) -> float:
     """Return the bytes of a round on two nodes, over those that have to travel."""
     requests = shards(n_shards, n_islands)
     with cluster(2):
-        executor = with_features(Ray(n_workers=2).start(airfoil_prior(), 0), Standardizer(), seed=0)
+        executor = with_features(Ray(n_workers=2).start(airfoil_prior()), Standardizer(), seed=0)
         try:
             potential = belief(executor, 256)
             while executor.n_workers < 2:

@@ -18,7 +18,7 @@ class TestContract(ExecutorContract):
     @pytest.fixture(scope="class")
     @classmethod
     def executor(cls):
-        return Local().start(PRIOR, n_calls=0)
+        return Local().start(PRIOR)
 
 
 EXECUTOR = LocalExecutor(PRIOR, Flatten())
@@ -36,7 +36,7 @@ class TestChunks:
 
     @pytest.mark.parametrize("max_batch", [1, 5])
     def test_smaller_chunks_change_nothing_that_can_be_seen(self, max_batch):
-        chunked = Local(max_batch).start(PRIOR, n_calls=0).sample(BELIEF, SHARDS)
+        chunked = Local(max_batch).start(PRIOR).sample(BELIEF, SHARDS)
         for whole, other in zip(EXECUTOR.sample(BELIEF, SHARDS), chunked, strict=True):
             torch.testing.assert_close(other.result.x0, whole.result.x0, atol=1e-5, rtol=0)
             torch.testing.assert_close(other.X, whole.X, atol=1e-5, rtol=0)
@@ -109,7 +109,7 @@ class TestPlaces:
     def test_recipes_are_ones(self):
         assert isinstance(Local(), Place)
         assert isinstance(Ray(), Place)
-        assert not isinstance(Local().start(PRIOR, 0), CallsElsewhere)
+        assert not isinstance(Local().start(PRIOR), CallsElsewhere)
 
     @pytest.mark.parametrize(
         ("settings", "said"),

@@ -136,11 +136,37 @@ class TestCashier:
             time.sleep(0.3)
             told.append(group[0].id)
 
-        with Cashier(pay, 2) as cashier:
-            cashier.take([[slip(0, i)] for i in range(2)])
-            with pytest.raises(CampaignError, match="the oracle is gone"):
-                cashier.wait()
+        with pytest.raises(CampaignError, match="the oracle is gone"):
+            self.paid(pay, 2)
         assert told == [1]
+
+    def paid(self, pay, n_groups):
+        with Cashier(pay, 2) as cashier:
+            cashier.take([[slip(0, i)] for i in range(n_groups)])
+            cashier.wait()
+
+    def test_what_is_under_way_when_sampling_fails_is_waited_for_and_when_it_is_interrupted_is_not(self):
+        told = []
+
+        def failing(error):
+            has_begun = threading.Event()
+
+            def pay(group):
+                has_begun.set()
+                time.sleep(0.3)
+                told.append(type(error).__name__)
+
+            with Cashier(pay, 1) as cashier:
+                cashier.take([[slip(0, i)] for i in range(5)])
+                assert has_begun.wait(10)
+                raise error
+
+        with pytest.raises(CampaignError):
+            failing(CampaignError("no fit"))
+        assert told == ["CampaignError"]
+        with pytest.raises(KeyboardInterrupt):
+            failing(KeyboardInterrupt())
+        assert told == ["CampaignError"]
 
     def test_threads_end_with_it(self):
         before = threading.active_count()

@@ -95,8 +95,8 @@ def started(cluster):
     """Start executors that are closed at the end."""
     running = []
 
-    def start(prior=PRIOR, n_calls=0, **settings):
-        running.append(Ray(**{"n_workers": 2, "cpus_per_worker": 0.5, **settings}).start(prior, n_calls))
+    def start(prior=PRIOR, **settings):
+        running.append(Ray(**{"n_workers": 2, "cpus_per_worker": 0.5, **settings}).start(prior))
         return running[-1]
 
     yield start
@@ -110,7 +110,7 @@ class OnWorkers(ExecutorContract):
     @pytest.fixture(scope="class")
     @classmethod
     def executor(cls, cluster):
-        executor = Ray(n_workers=cls.n_workers).start(PRIOR, n_calls=0)
+        executor = Ray(n_workers=cls.n_workers).start(PRIOR)
         yield executor
         executor.close()
 
@@ -275,7 +275,7 @@ class TestWorkers:
 @pytest.fixture
 def oracle(cluster, tmp_path):
     """Return a function as an oracle that is called by tasks."""
-    executor = Ray(n_workers=1).start(PRIOR, n_calls=4)
+    executor = Ray(n_workers=1).start(PRIOR)
     yield lambda function, **settings: executor.calling(FunctionOracle(function, **settings))
     executor.close()
 
@@ -339,7 +339,7 @@ class TestOracles:
             "from beside_it import double\ndef f(design): return double(float(design[0]))\n"
         )
         function = user_code.load_attribute("mine.py:f", tmp_path)
-        remote = started(n_calls=1).calling(FunctionOracle(function))
+        remote = started().calling(FunctionOracle(function))
         assert [answer.outcomes["value"] for answer in call(remote, DESIGNS)] == [0.0, 2.0, 4.0, 6.0]
 
 
@@ -429,7 +429,7 @@ from smc.priors.gaussian import GaussianPrior
 from bbo.executor import SampleRequest
 from smc.sampler import SamplerConfig
 
-executor = Ray(n_workers=1).start(GaussianPrior(torch.zeros(2), 1.0, 4), n_calls=0)
+executor = Ray(n_workers=1).start(GaussianPrior(torch.zeros(2), 1.0, 4))
 executor.sample(None, [SampleRequest(SamplerConfig(2, 2, guidance=None), seed=0)])
 import ray
 print(ray._private.worker._global_node.get_session_dir_path())
@@ -487,7 +487,7 @@ class TestOwnCluster:
     def test_a_cluster_that_is_not_there_cannot_be_joined(self):
         code = (
             "import torch; from bbo.places import Ray; from smc.priors.gaussian import GaussianPrior\n"
-            "Ray('auto').start(GaussianPrior(torch.zeros(2), 1.0, 4), 0)"
+            "Ray('auto').start(GaussianPrior(torch.zeros(2), 1.0, 4))"
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         done = subprocess.run(
