@@ -8,6 +8,7 @@ traffic_ratio           bytes that cross the (loopback) network in a round on tw
 node_loss_same_designs  whether a campaign on four nodes, one of which is removed in the middle of each of ten rounds,
                         has the designs of a campaign in this process, bit for bit
 n_nodes_lost            how many were
+job_ms                  milliseconds of the driver for each shard, besides its sampling
 overlap_gain            time of a campaign whose oracle sleeps about as long as a batch takes to sample, over that of
                         the same with max_pending of two batches
 parallel_gain           time of such a campaign with one call at a time over that with oracle.parallel = 4
@@ -22,7 +23,6 @@ import pickle
 import secrets
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,21 +186,32 @@ def node_losses(n_rounds: int) -> dict[str, float | bool]:
     with cluster(4) as nodes:
 
         def lose(progress: Progress) -> None:
-            """Remove a node once the first of a round's eight shards is there, and put another in its place."""
+            """Remove a node once the first of a round's eight shards is there; put another in its place later."""
             sampling = progress.sampling
+            if progress.stage == "fit" and len(nodes.worker_nodes) < 4:
+                nodes.add_node(num_cpus=1)
             is_begun = progress.stage == "sample" and sampling is not None and sampling.n_shards == 8
             if is_begun and sampling is not None and sampling.n_done == 1 and progress.spent not in lost:
                 lost.append(progress.spent)
-                threading.Thread(target=_replace_node, args=(nodes,)).start()
+                node = min(nodes.worker_nodes, key=lambda node: node.node_id)
+                nodes.remove_node(node, allow_graceful=False)
 
         there = run(Ray(n_workers=4), lose)
     here = run(Local(), None)
     return {"node_loss_same_designs": bool(torch.equal(here, there)), "n_nodes_lost": len(lost)}
 
 
-def _replace_node(nodes: Any) -> None:
-    nodes.remove_node(sorted(nodes.worker_nodes, key=lambda node: node.node_id)[0], allow_graceful=False)
-    nodes.add_node(num_cpus=1)
+def job_ms(n_jobs: int) -> float:
+    """Return the milliseconds that the driver takes for a job which is nothing but itself."""
+    executor = Ray(n_workers=2).start(airfoil_prior())
+    try:
+        tiny = SampleRequest(SamplerConfig(1, 1, guidance=None), seed=0)
+        executor.sample(None, [tiny] * 2)
+        seconds: list[float] = []
+        wall = timed(lambda: executor.sample(None, [tiny] * n_jobs, lambda *heard: seconds.append(heard[2])))
+    finally:
+        executor.close()
+    return 1000 * (wall - sum(seconds) / 2) / n_jobs
 
 
 def _lift_over_drag(design: Any) -> float:
@@ -241,8 +252,9 @@ def measure(options: harness.Options) -> harness.Figures:
     if options.is_quick:
         return {**speed(1, 4, 8), **node_losses(1)}
     return {
-        **speed(options.n_seeds, 8, 120),
-        "traffic_ratio": traffic(8, 60),
+        **speed(options.n_seeds, 64, 16),
+        "traffic_ratio": traffic(32, 16),
+        "job_ms": job_ms(500),
         **node_losses(10),
         **overlaps(6),
     }
