@@ -13,7 +13,7 @@ overlap_gain            time of a campaign whose oracle sleeps about as long as 
                         the same with max_pending of two batches
 parallel_gain           time of such a campaign with one call at a time over that with oracle.parallel = 4
 
-The round: the airfoil prior, the default surrogate fitted to 256 outcomes. Times are medians of repeats, in turn.
+The round: the airfoil prior, the default surrogate fitted to 256 outcomes. Repeats run in turn, and ratios are medians over them.
 """
 
 from __future__ import annotations
@@ -106,14 +106,19 @@ def speed(n_repeats: int, n_shards: int, n_islands: int) -> dict[str, float | bo
     finally:
         for executor in running.values():
             executor.close()
-    here, one, two = (statistics.median(seconds[n]) for n in (0, 1, 2))
-    print(f"seconds of a round, in turn: here {seconds[0]}, one worker {seconds[1]}, two {seconds[2]}")
+    for here, one, two in zip(*seconds.values(), strict=True):
+        print(f"seconds of a round: here {here:.1f}, on one worker {one:.1f}, on two {two:.1f}")
     return {
-        "speedup_2": one / two,
-        "overhead": one / here - 1,
-        "round_s": here,
+        "speedup_2": _median_ratio(seconds[1], seconds[2]),
+        "overhead": _median_ratio(seconds[1], seconds[0]) - 1,
+        "round_s": statistics.median(seconds[0]),
         "workers_same_designs": equal(found[0], found[1]) and equal(found[0], found[2]),
     }
+
+
+def _median_ratio(some: list[float], others: list[float]) -> float:
+    """Return the median of ratios of neighbours in time: the machine is not the same a minute later."""
+    return statistics.median(a / b for a, b in zip(some, others, strict=True))
 
 
 # ------------------------------------------------------------------- several nodes
@@ -261,4 +266,4 @@ def measure(options: harness.Options) -> harness.Figures:
 
 
 if __name__ == "__main__":
-    harness.run("ray_scaling", measure, n_seeds=3)
+    harness.run("ray_scaling", measure, n_seeds=5)
