@@ -13,7 +13,7 @@ overlap_gain            time of a campaign whose oracle sleeps about as long as 
                         the same with max_pending of two batches
 parallel_gain           time of such a campaign with one call at a time over that with oracle.parallel = 4
 
-The round: the airfoil prior, the default surrogate fitted to 256 outcomes. Repeats run in turn, and ratios are medians over them.
+The round: the airfoil prior, the default surrogate fitted to 256 outcomes. Repeats run in turn; ratios are medians.
 """
 
 from __future__ import annotations
