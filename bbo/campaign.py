@@ -37,7 +37,7 @@ from bbo.features import with_features
 from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.opening import as_oracle, opened
 from bbo.places import Local, Place, calling
-from bbo.progress import Board, Listener
+from bbo.progress import INTERRUPTED, Board, Listener
 from bbo.proposals import Candidates, Method, Observations, Stage
 from bbo.recovery import leave_open, settle
 from bbo.settings import InDoubt, Settings, check_parts, describe_settings
@@ -372,6 +372,10 @@ class Campaign:
     def stage(self) -> Stage:
         """Times a named stage of the round and shows it."""
         return self._board.stage
+
+    def show_interrupted(self) -> None:
+        """Say that nothing more is begun, and that what is under way is waited for."""
+        self._board.show(stage=INTERRUPTED)
 
     # ------------------------------------------------------------------- inside
     def _recover(self) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from bbo.ledger import Ledger, Query, QueryState
 from bbo.objective import objective_of
-from bbo.progress import Listener, Progress
+from bbo.progress import INTERRUPTED, Listener, Progress
 from bbo.workload import Sampling
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def _plain_listener(console: Console) -> Listener:
     warned: set[str] = set()
 
     def listen(progress: Progress) -> None:
+        if progress.stage == INTERRUPTED and INTERRUPTED not in warned:
+            warned.add(INTERRUPTED)
+            console.print(INTERRUPTED, highlight=False)
         if progress.idle is not None and progress.idle.stage not in warned:
             warned.add(progress.idle.stage)
             console.print(f"warning: {progress.idle}", highlight=False)
@@ -74,7 +77,7 @@ def _panel(progress: Progress, batch_size: int) -> RenderableType:
     facts.add_row("ESS", f"{_share(progress.ess_share)} of the particles")
     facts.add_row("seconds", _seconds(progress.seconds))
     if progress.sampling is not None and progress.sampling.n_workers:
-        facts.add_row("workers", _workers(progress.sampling))
+        facts.add_row("sampling", _workers(progress.sampling))
     facts.add_row("now", progress.stage or "-")
     if progress.idle is not None:
         facts.add_row("warning", Text(str(progress.idle), style="yellow"))
@@ -160,7 +163,7 @@ def _workers(sampling: Sampling | None) -> str:
         return ""
     each = sampling.seconds_per_shard
     took = "" if each is None else f", {each:.2g} s each"
-    return f"{sampling.n_workers} workers, {sampling.n_done} of {sampling.n_shards} shards{took}"
+    return f"workers {sampling.n_workers}, shards {sampling.n_done} of {sampling.n_shards}{took}"
 
 
 def _moment(seconds: float | None) -> str:

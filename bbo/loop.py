@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def run(campaign: Campaign) -> None:
     """Spend the rest of the budget."""
-    with Cashier(partial(pay, campaign), campaign.n_payers) as cashier:
+    with Cashier(partial(pay, campaign), campaign.n_payers, campaign.show_interrupted) as cashier:
         for _, waiting in groupby(campaign.reserved(), key=lambda query: query.round):
             cashier.take(campaign.groups(list(waiting)))
         while True:

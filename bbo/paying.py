@@ -1,8 +1,8 @@
 """Who pays for queries: this thread, or others while it samples the next batch.
 
 Groups of queries are paid in the order in which they came. With threads several may be under way at a time, and their
-answers are told as they come. After a failure, here or there, nothing more is begun, and what is under way is waited
-for: it is paid for. Only an interruption does not wait.
+answers are told as they come. After a failure or an interruption nothing more is begun, and what is under way is waited
+for, because it is paid for. A second interruption does not wait.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from types import TracebackType
 from bbo.ledger import Query
 from oracles import processes
 
+LAST_S = 2.0
+"""How long work that was told to end is waited for."""
+
 Pay = Callable[[Sequence[Query]], None]
 """Sends a group, asks the oracle and tells what it said."""
 
 
 class Cashier:
-    """Pays for groups of queries. n_threads: how many at a time besides this thread; 0 pays when somebody waits."""
+    """Pays for groups of queries.
 
-    def __init__(self, pay: Pay, n_threads: int) -> None:
-        self._pay = pay
+    n_threads: how many at a time besides this thread; 0 pays when somebody waits.   on_interrupt: says that what is
+    under way is waited for.
+    """
+
+    def __init__(self, pay: Pay, n_threads: int, on_interrupt: Callable[[], None]) -> None:
+        self._pay, self._on_interrupt = pay, on_interrupt
         self._waiting: deque[list[Query]] = deque()
         self._n_open: dict[int, int] = {}  # groups of each round that are not paid yet
         self._failure: BaseException | None = None
@@ -64,10 +71,20 @@ class Cashier:
             self._is_closed = True
             self._waiting.clear()
             self._changed.notify_all()
-        if kind is not None:
+        try:
+            if self._n_at_work and isinstance(error, KeyboardInterrupt):
+                self._on_interrupt()
+            self._wait_for_last(None)  # they are paid for: let them answer
+        except BaseException:  # interrupted again
             processes.end_work(
                 self._is_over
             )  # programs end; a Python function goes on, and nobody waits for it
+            self._wait_for_last(LAST_S)
+            raise
+
+    def _wait_for_last(self, seconds: float | None) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._n_at_work == 0, seconds)
 
     def _is_open(self, before: int | None) -> bool:
         return any(before is None or number < before for number in self._n_open)

@@ -98,7 +98,7 @@ class Ray:
 
     address: str | None = None
     """None starts a cluster on this machine and stops it at the end; "auto" joins the one that this machine belongs
-    to, "ray://host:10001" one through its client server (needs ray[client]), "host:6379" one by its head."""
+    to, "ray://host:10001" one through its client server (needs the extra `client`), "host:6379" one by its head."""
     n_workers: int = 2
     """Processes that sample, each with the prior in memory."""
     gpus_per_worker: float = 0.0

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 
 from bbo.workload import Idle, Sampling, idle_workers
 
+INTERRUPTED = "interrupted: waits for the answers that are paid for; Ctrl-C again leaves them in doubt"
+"""The stage in which a campaign ends that was interrupted."""
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -45,7 +45,6 @@ class Sampling:
 class Idle:
     """A round whose workers waited for most of it."""
 
-    n_workers: int
     share: float
     """Of the worker-seconds of the round, between 0 and 1."""
     stage: str
@@ -53,7 +52,7 @@ class Idle:
 
     def __str__(self) -> str:
         reason = ADVICE.get(self.stage, "that is where the time goes")
-        return f"{self.n_workers} workers were idle for {self.share:.0%} of the round, most in {self.stage!r}: {reason}"
+        return f"workers were idle for {self.share:.0%} of the round, most in {self.stage!r}: {reason}"
 
 
 def idle_workers(sampling: Sampling, seconds: Mapping[str, float], busy: Mapping[str, float]) -> Idle | None:
@@ -68,4 +67,4 @@ def idle_workers(sampling: Sampling, seconds: Mapping[str, float], busy: Mapping
     share = sum(idle.values()) / held
     if share <= TOO_IDLE:
         return None
-    return Idle(sampling.n_workers, share, max(idle, key=lambda stage: idle[stage]))
+    return Idle(share, max(idle, key=lambda stage: idle[stage]))

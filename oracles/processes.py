@@ -81,6 +81,12 @@ def end_work(is_over: threading.Event) -> None:
             _signal(process, signal.SIGKILL)
 
 
+def is_over() -> bool:
+    """Whether the work of this thread was ended: nobody waits for its answer any more."""
+    event: threading.Event | None = getattr(_thread, "is_over", None)
+    return event is not None and event.is_set()
+
+
 def disown_all() -> None:
     """Forget what runs: after a fork, the programs of the parent are the parent's."""
     _running.clear()

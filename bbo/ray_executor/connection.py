@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,12 +64,18 @@ class Connection:
 
     def _init(self, what: str, **settings: Any) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": KEEPS_MEMORY}, **settings
             )
         except Exception as error:  # anything: Ray has no family of errors for this
-            raise ExecutorError(f"cannot {what}: {' '.join(str(error).split())[:400]}") from error
+            hint = "; such addresses need pip install 'ray[client]'" if "ray://" in what else ""
+            raise ExecutorError(f"cannot {what}: {' '.join(str(error).split())[:400]}{hint}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM, on_sigterm
+            )  # Ray has put its own in place, which prints a stack and aborts
 
     def leave(self) -> None:
         """Leave the cluster when nobody here uses it any more; one that was started here ends."""

@@ -13,11 +13,15 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from bbo.ray_executor.connection import CONNECTION, last_words, sent
+from oracles import processes
 from oracles.base import Oracle
 from oracles.calls import Answer, Keys, call
 from oracles.errors import NotAccepted, Unanswered
 from oracles.messages import answer_of, message_of, parsed
 from oracles.wrappers import Wrapper
+
+_POLL_S = 0.2
+"""How soon an interruption is noticed."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,11 @@ class RemoteOracle(Wrapper):
         reference: ray.ObjectRef = self._sent  # type: ignore[attr-defined]
         try:
             task = _CALL.options(num_cpus=1 if CONNECTION.rations_cpus else 0)
-            told = parsed(ray.get(task.remote([reference], designs, keys)))
+            answers = task.remote([reference], designs, keys)
+            while not ray.wait([answers], timeout=_POLL_S)[0]:
+                if processes.is_over():
+                    return [Unanswered(f"interrupted while {self.name} was at work")] * len(designs)
+            told = parsed(ray.get(answers))
         except RayError as error:
             reason = (
                 f"the process that called {self.name} was lost: {last_words(error)}; it may have been charged"

@@ -15,6 +15,7 @@ from bbo.campaign import Campaign
 from bbo.errors import CampaignError, ConfigError, ConfigMismatchError
 from bbo.ledger import Ledger, Query, QueryState
 from bbo.paying import Cashier
+from bbo.progress import INTERRUPTED
 from bbo.settings import Settings, describe_settings
 from bbo.steering import SteeredPrior
 from oracles.callables import FunctionOracle
@@ -66,7 +67,7 @@ def slip(number, id_=0):
 
 def paid_in_order(n_threads, n_rounds=5, n_groups=3):
     seen = []
-    with Cashier(seen.append, n_threads) as cashier:
+    with Cashier(seen.append, n_threads, print) as cashier:
         for number in range(n_rounds):
             cashier.take([[slip(number, i)] for i in range(n_groups)])
         cashier.wait()
@@ -93,7 +94,7 @@ class TestCashier:
                 assert is_allowed.wait(10)
             paid.append(group[0].round)
 
-        with Cashier(pay, n_threads) as cashier:
+        with Cashier(pay, n_threads, print) as cashier:
             for number in range(3):
                 cashier.take([[slip(number)]])
             cashier.wait(before=2)
@@ -104,7 +105,7 @@ class TestCashier:
 
     def test_as_many_are_under_way_as_there_are_threads(self):
         together = threading.Barrier(3)
-        with Cashier(lambda group: together.wait(10), 3) as cashier:
+        with Cashier(lambda group: together.wait(10), 3, print) as cashier:
             cashier.take([[slip(0)] for _ in range(6)])
             cashier.wait()  # a barrier that three never reached would have raised
 
@@ -118,7 +119,7 @@ class TestCashier:
                 raise CampaignError("the oracle is gone")
             time.sleep(0.05)
 
-        with Cashier(pay, n_threads) as cashier:
+        with Cashier(pay, n_threads, print) as cashier:
             cashier.take([[slip(0, i)] for i in range(20)])
             with pytest.raises(CampaignError, match="the oracle is gone"):
                 cashier.wait()
@@ -141,32 +142,29 @@ class TestCashier:
         assert told == [1]
 
     def paid(self, pay, n_groups):
-        with Cashier(pay, 2) as cashier:
+        with Cashier(pay, 2, print) as cashier:
             cashier.take([[slip(0, i)] for i in range(n_groups)])
             cashier.wait()
 
-    def test_what_is_under_way_when_sampling_fails_is_waited_for_and_when_it_is_interrupted_is_not(self):
-        told = []
+    @pytest.mark.parametrize("error", [CampaignError("no fit"), KeyboardInterrupt()])
+    def test_what_is_under_way_when_something_else_ends_it_is_waited_for(self, error):
+        told, said, has_begun = [], [], threading.Event()
 
-        def failing(error):
-            has_begun = threading.Event()
+        def pay(group):
+            has_begun.set()
+            time.sleep(0.3)
+            told.append(group[0].id)
 
-            def pay(group):
-                has_begun.set()
-                time.sleep(0.3)
-                told.append(type(error).__name__)
-
-            with Cashier(pay, 1) as cashier:
+        def ended():
+            with Cashier(pay, 1, lambda: said.append("waits")) as cashier:
                 cashier.take([[slip(0, i)] for i in range(5)])
                 assert has_begun.wait(10)
                 raise error
 
-        with pytest.raises(CampaignError):
-            failing(CampaignError("no fit"))
-        assert told == ["CampaignError"]
-        with pytest.raises(KeyboardInterrupt):
-            failing(KeyboardInterrupt())
-        assert told == ["CampaignError"]
+        with pytest.raises(type(error)):
+            ended()
+        assert told == [0]
+        assert said == (["waits"] if isinstance(error, KeyboardInterrupt) else [])
 
     def test_threads_end_with_it(self):
         before = threading.active_count()
@@ -331,10 +329,11 @@ class TestInterruptions:
             found = campaign.archive.designs(campaign.ledger.queries())
         assert torch.equal(found, run(tmp_path / "whole"))
 
-    def test_ctrl_c_leaves_in_doubt_what_is_under_way_and_sends_nothing_more(self, tmp_path):
+    def stuck(self, n_interrupts):
+        """Return an oracle whose first call waits, what lets it answer, and a thread that presses Ctrl-C meanwhile."""
         has_begun, may_answer, calls = threading.Event(), threading.Event(), []
 
-        def stuck(design):
+        def oracle(design):
             calls.append(design)
             has_begun.set()
             assert may_answer.wait(20)
@@ -342,11 +341,33 @@ class TestInterruptions:
 
         def interrupt():
             has_begun.wait(20)
-            time.sleep(0.3)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            for _ in range(n_interrupts):
+                time.sleep(0.3)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            if n_interrupts == 1:
+                time.sleep(0.3)
+                may_answer.set()
 
-        with opened(tmp_path / "c", stuck) as campaign:
-            threading.Thread(target=interrupt).start()
+        threading.Thread(target=interrupt).start()
+        return oracle, may_answer, calls
+
+    def test_ctrl_c_waits_for_what_is_paid_and_sends_nothing_more(self, tmp_path):
+        oracle, _, calls = self.stuck(n_interrupts=1)
+        seen = []
+        with opened(
+            tmp_path / "c", oracle, listener=lambda progress: seen.append(progress.stage)
+        ) as campaign:
+            with pytest.raises(KeyboardInterrupt):
+                campaign.run()
+            counts = campaign.ledger.counts()
+            assert (counts.done, counts.in_doubt, counts.sent) == (1, 0, 0)
+            time.sleep(0.2)
+            assert len(calls) == 1
+        assert INTERRUPTED in seen
+
+    def test_ctrl_c_twice_leaves_in_doubt_what_is_under_way(self, tmp_path):
+        oracle, may_answer, calls = self.stuck(n_interrupts=2)
+        with opened(tmp_path / "c", oracle) as campaign:
             with pytest.raises(KeyboardInterrupt):
                 campaign.run()
             counts = campaign.ledger.counts()

@@ -484,13 +484,35 @@ class TestOwnCluster:
         assert out == ""
         assert "RAY_AUTH_MODE is 'disabled', and Ray listens on all addresses" in told
 
-    def test_a_cluster_that_is_not_there_cannot_be_joined(self):
+    @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
+    def test_a_cluster_that_is_not_there_cannot_be_joined(self, address):
         code = (
             "import torch; from bbo.places import Ray; from smc.priors.gaussian import GaussianPrior\n"
-            "Ray('auto').start(GaussianPrior(torch.zeros(2), 1.0, 4))"
+            f"Ray({address!r}).start(GaussianPrior(torch.zeros(2), 1.0, 4))"
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
         )
-        assert "ExecutorError: cannot join the cluster at auto" in done.stderr
+        assert f"ExecutorError: cannot join the Ray cluster at {address}" in done.stderr
+        assert ("pip install 'ray[client]'" in done.stderr) == (address != "auto")
+
+    def test_a_process_is_in_one_cluster_at_a_time(self, cluster):
+        with pytest.raises(
+            ConfigError, match=r"is in the Ray cluster at .* already, and cannot join 10\.0\.0\.1:6379"
+        ):
+            Ray("10.0.0.1:6379").start(PRIOR)
+        executor = Ray(cluster.address).start(PRIOR)
+        executor.close()
+        import ray
+
+        assert ray.is_initialized()  # somebody else's
+
+    def test_a_campaign_that_is_refused_leaves_the_cluster(self, cluster, tmp_path):
+        from bbo.ray_executor.connection import CONNECTION
+
+        before = CONNECTION._n_users
+        run(tmp_path / "c", Ray(n_workers=1), budget=8)
+        with pytest.raises(CampaignError):
+            run(tmp_path / "c", Ray(n_workers=1), budget=8, seed=1)
+        assert CONNECTION._n_users == before

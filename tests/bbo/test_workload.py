@@ -37,9 +37,9 @@ class TestIdle:
 
     @pytest.mark.parametrize("stage", ["fit", "temper", "sample", "select", "oracle", "something new"])
     def test_it_says_what_helps(self, stage):
-        told = str(Idle(4, 0.75, stage))
-        assert told.startswith(f"4 workers were idle for 75% of the round, most in '{stage}': ")
-        assert len(told) > len(f"4 workers were idle for 75% of the round, most in '{stage}': ") + 10
+        told = str(Idle(0.75, stage))
+        assert told.startswith(f"workers were idle for 75% of the round, most in '{stage}': ")
+        assert len(told) > len(f"workers were idle for 75% of the round, most in '{stage}': ") + 10
 
     def test_seconds_a_shard(self):
         assert sampling().seconds_per_shard == 1.0
