@@ -370,3 +370,13 @@ class TestExecutors:
         executor = self.plan(tmp_path, prior_file, text).executor
         assert executor == Ray("auto", 8, gpus_per_worker=1.0, cpus_per_worker=1.0, max_batch=64)
         assert set(shown["executor"]) == {"type", *(f.name for f in fields(Ray))}
+
+    def test_the_readme_shows_a_file_that_works(self, tmp_path, prior_file):
+        blocks = (EXAMPLES.parent / "README.md").read_text().split("```yaml\n")[1:]
+        (block,) = [found.split("```")[0] for found in blocks if "type: ray" in found]
+        (tmp_path / "my_oracle.py").write_text("def oracle(design):\n    return 1.0\n")
+        path = tmp_path / "shown.yaml"
+        path.write_text(f"{block}prior: {{type: denoiser, path: {prior_file}}}\n")
+        plan = load_plan(path)
+        assert (plan.settings.parallel, plan.settings.lag, plan.method.n_shards) == (8, 1, 8)
+        assert plan.executor == Ray("auto", 8, gpus_per_worker=1.0, max_batch=64)
