@@ -43,6 +43,7 @@ from bbo.recovery import leave_open, settle
 from bbo.settings import InDoubt, Settings, check_parts, describe_settings
 from bbo.stages import STAGES, RecallingExecutor, forget
 from bbo.steering import SteeredPrior
+from oracles import processes
 from oracles.answers import as_evaluation
 from oracles.base import Oracle
 from oracles.callables import ByHand
@@ -76,7 +77,6 @@ class Campaign:
         self._n_rounds = ledger.n_rounds()
         self._secrets = list(secrets_of(oracle))
         self._sizes: dict[int, int] = {}  # queries of each round that are paid for in one go
-        self._may_send = True
         self._n_failed_before = 0
         self._n_unanswered = 0  # groups in a row
         self._lock = threading.RLock()  # of what threads that pay change here
@@ -143,9 +143,11 @@ class Campaign:
             )
             campaign._recover()
         except BaseException:
-            running.close()
-            if ledger is not None:
-                ledger.close()
+            try:
+                running.close()
+            finally:
+                if ledger is not None:
+                    ledger.close()
             raise
         return campaign
 
@@ -161,15 +163,13 @@ class Campaign:
                 "this campaign has no oracle to run; use ask and tell, or open it with an oracle"
             )
         settle(self.ledger, self.oracle, self.settings.in_doubt, self._tell)
-        self._may_send, self._n_failed_before = True, self.ledger.counts().failed
+        self._n_unanswered, self._n_failed_before = 0, self.ledger.counts().failed
         try:
             loop.run(self)
             forget(self.ledger.directory / STAGES)  # of a driver that was killed just after it had reserved
         except BaseException:
-            with self._lock:
-                self._may_send = False  # a thread that pays may still be about to
-                with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
-                    self.ledger.doubt_sent()  # nobody will answer them any more
+            with suppress(BboError):  # where the ledger itself is the trouble, the next driver does it
+                self.ledger.doubt_sent()  # nobody will answer them any more
             raise
 
     def ask(self, n: int | None = None) -> list[Asked]:
@@ -344,10 +344,9 @@ class Campaign:
 
         Raises CampaignError when the campaign was interrupted meanwhile.
         """
-        with self._lock:
-            if not self._may_send:
-                raise CampaignError("the campaign was interrupted before these queries were sent")
-            self.ledger.send([q.id for q in queries], is_asked=is_asked)
+        if processes.is_over():
+            raise CampaignError("the campaign was interrupted before these queries were sent")
+        self.ledger.send([q.id for q in queries], is_asked=is_asked)
 
     def tell_group(self, queries: Sequence[Query], answers: Sequence[Answer]) -> None:
         """Write down the oracle's answers to queries that were sent together, and which of them have none.

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from smc.prior import Prior
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig, sample
 from surrogate.features import Encoder
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -135,13 +137,11 @@ class LocalExecutor:
 
     def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
         """Return the designs of clean latents."""
-        with torch.no_grad():
-            return self.prior.decode(x0)
+        return self._fitting(len(x0), None, lambda size: self._in_chunks(self.prior.decode, x0, size))
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the surrogate's features of designs."""
-        with torch.no_grad():
-            return self.encoder(designs)
+        return self._fitting(len(designs), None, lambda size: self._in_chunks(self.encoder, designs, size))
 
     def encoding(self, encoder: Encoder, covariance: Float[Tensor, "d d"] | None) -> LocalExecutor:
         """Return this executor with another encoder."""
@@ -152,12 +152,16 @@ class LocalExecutor:
 
     def _shard(self, potential: Potential | None, request: SampleRequest) -> Sampled:
         """Return what a shard comes to, in chunks that fit the memory: they change no result (to 1e-5)."""
+        limit = request.config.max_batch
+        return self._fitting(request.n_rows, limit, lambda size: self._sampled(potential, request, size))
+
+    def _fitting(self, n: int, limit: int | None, work: Callable[[int], T]) -> T:
+        """Return what work on n rows comes to, at most so many at a time as are allowed and fit the device's memory."""
         while True:
-            sizes = [size for size in (request.config.max_batch, self.max_batch) if size is not None]
-            size = min([request.n_rows, *sizes])
+            sizes = [size for size in (limit, self.max_batch) if size is not None]
+            size = max(min([n, *sizes]), 1)
             try:
-                shard: Sampled = on_cpu(self._sampled(potential, request, size))
-                return shard
+                return work(size)
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     raise ExecutorError(
@@ -165,6 +169,10 @@ class LocalExecutor:
                     ) from error
                 self.max_batch = math.ceil(size / 2)
             torch.cuda.empty_cache()  # the error is gone by now, and with it the tensors it held on to
+
+    def _in_chunks(self, function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([function(part).cpu() for part in torch.split(rows, size)])
 
     def _sampled(self, potential: Potential | None, request: SampleRequest, size: int) -> Sampled:
         def log_potential(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -177,12 +185,13 @@ class LocalExecutor:
         generator = torch.Generator().manual_seed(request.seed)
         config = replace(request.config, max_batch=size)
         result = sample(self.prior, log_potential, config, generator=generator)
-        parts = [self.decode(x0) for x0 in torch.split(result.x0, size)]
-        return Sampled(
-            result,
-            torch.cat([keys_of(part) for part in parts]),
-            torch.cat([self.encode(part) for part in parts]),
-        )
+        keys, X = [], []
+        with torch.no_grad():
+            for x0 in torch.split(result.x0, size):
+                designs = self.prior.decode(x0)
+                keys.append(keys_of(designs))
+                X.append(self.encoder(designs).cpu())
+        return Sampled(on_cpu(result), torch.cat(keys), torch.cat(X))
 
 
 def on_cpu(part: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from bbo.ledger import Query
@@ -69,11 +70,11 @@ class Cashier:
     ) -> None:
         with self._changed:
             self._is_closed = True
-            self._waiting.clear()
             self._changed.notify_all()
         try:
             if self._n_at_work and isinstance(error, KeyboardInterrupt):
-                self._on_interrupt()
+                with suppress(Exception):  # a terminal that is gone must not end what is paid for
+                    self._on_interrupt()
             self._wait_for_last(None)  # they are paid for: let them answer
         except BaseException:  # interrupted again
             processes.end_work(

@@ -144,8 +144,11 @@ class Ray:
 
         Raises ExecutorError when the cluster cannot be started or joined, or a worker cannot load the prior.
         """
-        if "ray" not in sys.modules:  # Ray reads this once, when it is imported
+        if "ray" not in sys.modules:  # Ray reads these once, when it is imported
             os.environ.setdefault("RAY_AUTH_MODE", "token")
+            os.environ.setdefault(
+                "RAY_ENABLE_AUTO_CONNECT", "0"
+            )  # or a lost cluster is answered by some other one
         from bbo.ray_executor import RayExecutor
 
         return RayExecutor.start(self, prior)

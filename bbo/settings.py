@@ -64,8 +64,11 @@ def describe_settings(settings: Settings) -> dict[str, object]:
     """Return the settings that decide results; the budget, what happens to doubts and how many calls are made at a
     time may change later.
     """
-    later = {"budget", "in_doubt", "parallel", *(["max_pending"] if settings.lag == 0 else [])}
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in later}
+    later = {"budget", "in_doubt", "parallel", "max_pending"}
+    told: dict[str, object] = {
+        f.name: getattr(settings, f.name) for f in fields(settings) if f.name not in later
+    }
+    return told if settings.lag == 0 else {**told, "max_pending": (settings.lag + 1) * settings.batch_size}
 
 
 def check_parts(prior: Prior, oracle: Oracle, settings: Settings) -> None:

@@ -13,10 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bbo.config.describe import describe_versions
-from bbo.errors import ExecutorError
+from bbo.errors import BboError, ExecutorError
 from bbo.executor import LocalExecutor, Sampled, SampleRequest
 from bbo.potential import Potential
+from smc.errors import SMCError
 from smc.prior import Prior
+from surrogate.errors import SurrogateError
 from surrogate.features import Encoder
 
 MUST_MATCH = ("python", "torch", "bbo-diffusion")
@@ -34,10 +36,48 @@ class Equipment:
     versions: Mapping[str, str]
 
 
-class Worker:
-    """A process that samples. `load` comes first; it is a method, so that what fails there is told."""
+@dataclass(frozen=True)
+class Done:
+    """What some work came to."""
 
-    _executor: LocalExecutor
+    value: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What some work raised, as data: not every exception survives the way to another process."""
+
+    kind: type[Exception]
+    said: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Raised:
+        """Return one of our own errors as it is, and any other as an ExecutorError that names it."""
+        if isinstance(error, BboError | SMCError | SurrogateError):
+            return cls(type(error), str(error))
+        return cls(ExecutorError, f"{type(error).__name__}: {error}")
+
+    def error(self) -> Exception:
+        """Return the exception."""
+        return self.kind(self.said)
+
+
+class Worker:
+    """A process that samples. `load` comes first; it is no constructor, so that what fails there is told."""
+
+    def __init__(self) -> None:
+        self._executor: LocalExecutor | None = None
+        self._device = "cpu"
+
+    def do(self, what: str, *args: Any) -> Done | Raised:
+        """Do some work: the method of that name."""
+        began = time.perf_counter()
+        try:
+            value = getattr(self, what)(*args)
+        except Exception as error:
+            return Raised.of(error)
+        return Done(value, time.perf_counter() - began)
 
     def load(self, source: Prior | Callable[[], Prior], encoder: Encoder, equipment: Equipment) -> None:
         """Take the prior, or get it, and hold it against the driver's. Raises ExecutorError when it is another one."""
@@ -63,25 +103,24 @@ class Worker:
         """Take another encoder."""
         if self._device != "cpu" and hasattr(encoder, "to"):
             encoder = moved(encoder, self._device)
-        self._executor = self._executor.encoding(encoder, None)
+        self._executor = self._loaded().encoding(encoder, None)
 
-    def sample(self, potential: Potential | None, request: SampleRequest) -> tuple[Sampled, float]:
-        """Return what a shard comes to, and the seconds it took."""
-        began = time.perf_counter()
-        (shard,) = self._executor.sample(potential, [request])
-        return shard, time.perf_counter() - began
+    def sample(self, potential: Potential | None, request: SampleRequest) -> Sampled:
+        """Return what a shard comes to."""
+        return self._loaded().sample(potential, [request])[0]
 
-    def decode(self, x0: Float[Tensor, "n *event"]) -> tuple[Float[Tensor, "n *design"], float]:
-        """Return the designs of clean latents, and the seconds they took."""
-        began = time.perf_counter()
-        designs = self._executor.decode(x0.to(self._device)).cpu()
-        return designs, time.perf_counter() - began
+    def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
+        """Return the designs of clean latents."""
+        return self._loaded().decode(x0.to(self._device)).cpu()
 
-    def encode(self, designs: Float[Tensor, "n *design"]) -> tuple[Float[Tensor, "n d"], float]:
-        """Return the features of designs, and the seconds they took."""
-        began = time.perf_counter()
-        X = self._executor.encode(designs.to(self._device)).cpu()
-        return X, time.perf_counter() - began
+    def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
+        """Return the features of designs."""
+        return self._loaded().encode(designs.to(self._device)).cpu()
+
+    def _loaded(self) -> LocalExecutor:
+        if self._executor is None:
+            raise ExecutorError("this worker has no prior yet")
+        return self._executor
 
 
 def moved(part: Any, device: str) -> Any:

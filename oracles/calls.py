@@ -15,6 +15,7 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from oracles import processes
 from oracles.answers import as_evaluation
 from oracles.base import Keyed, Oracle
 from oracles.errors import NotAccepted, OracleError, Unanswered
@@ -40,14 +41,27 @@ def call(oracle: Oracle, designs: Float[Tensor, "n *design"], keys: Keys = None)
 
     keys: one per design, given to oracles that know what to do with them (`Keyed`).
 
+    In a thread whose work was ended (`processes.end_work`) no design fails: it is Unanswered.
+
     An oracle that raises anything else than NotAccepted, Unanswered or Incomplete, or returns another number of
     evaluations than it was given designs, has spent them: each fails with that reason.
     """
-    return [
+    answers = [
         answer
         for part, part_keys in parts(designs, keys, oracle.n_per_call)
         for answer in _one_call(oracle, part, part_keys)
     ]
+    if not processes.is_over():
+        return answers
+    # What it started was killed: that it failed says nothing of the design.
+    return [
+        Unanswered("interrupted while it was at work") if is_failed(answer) else answer for answer in answers
+    ]
+
+
+def is_failed(answer: Answer) -> bool:
+    """Whether an answer is an evaluation with a reason why the design fails."""
+    return isinstance(answer, Evaluation) and answer.error is not None
 
 
 def parts(

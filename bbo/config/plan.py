@@ -84,12 +84,11 @@ def load_plan(path: Path, overrides: Sequence[str] = (), executor: str | None = 
     Raises ConfigError with every mistake found, one a line, each with its path in the file.
     """
     raw = read_file(path)
+    section = raw.get("executor")
+    if executor is not None and not (isinstance(section, dict) and section.get("type") == executor):
+        raw["executor"] = {"type": executor}
     for override in overrides:
         apply(raw, override)
-    if executor is not None and (
-        not isinstance(raw.get("executor"), dict) or raw["executor"].get("type") != executor
-    ):
-        raw["executor"] = {"type": executor}
     parallel = _parallel(raw)
     parts, mistakes = _built(raw, path.parent)
     if parallel is not None and (not isinstance(parallel, int) or isinstance(parallel, bool) or parallel < 1):

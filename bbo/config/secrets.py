@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -29,6 +29,10 @@ class Secret(str):
 
     def __repr__(self) -> str:
         return repr(self.written)
+
+    def __reduce__(self) -> tuple[Callable[[str], str], tuple[str]]:
+        """Travel as it was written: another process reads its own environment."""
+        return revealed, (self.written,)
 
 
 def revealed(text: str) -> str:

@@ -18,10 +18,9 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError
 
 from bbo.config import user_code
-from bbo.errors import ConfigError, ExecutorError
+from bbo.errors import BboError, ConfigError, ExecutorError
 
 KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 """Has a worker's C library keep what is freed for the next step. By default a worker of Ray gives every large tensor
@@ -34,6 +33,7 @@ class Connection:
     def __init__(self) -> None:
         self._n_users = 0
         self._is_ours = False
+        self._address: str | None = None
         self.rations_cpus = True
         """Whether CPUs are set aside for what runs. On a cluster that is here for one process that process decides."""
 
@@ -43,15 +43,16 @@ class Connection:
         A process that is in a cluster already stays in it: ConfigError when another one is asked for.
         """
         if ray.is_initialized():
-            here = ray.get_runtime_context().gcs_address
-            if address not in (None, "auto", here):
-                raise ConfigError(
-                    f"this process is in the Ray cluster at {here} already, and cannot join {address}"
-                )
+            if address not in (None, "auto", self._address):
+                here = ray.get_runtime_context().gcs_address
+                if address != here:
+                    raise ConfigError(
+                        f"this process is in the Ray cluster at {here} already, and cannot join {address}"
+                    )
         elif address is None:
             _check_token()
             self._init("start a Ray cluster on this machine", address="local", include_dashboard=False)
-            if os.environ.get(MODE) != "token":
+            if os.environ.get(MODE) != "token":  # Ray of 2.52 may have been imported without it
                 ray.shutdown()
                 raise ConfigError(
                     f"ray was imported without {MODE}=token; set it before, or import bbo first"
@@ -60,6 +61,7 @@ class Connection:
         else:
             self._init(f"join the Ray cluster at {address}", address=address)
             self._is_ours = True
+        self._address = address if self._n_users == 0 else self._address
         self._n_users += 1
 
     def _init(self, what: str, **settings: Any) -> None:
@@ -102,9 +104,25 @@ def _check_token() -> None:
 
 
 # ------------------------------------------------------------------- what travels
+@contextmanager
+def reaching(*passes: type[Exception]) -> Iterator[None]:
+    """Work on the cluster. Raises ExecutorError when it is out of reach; what `passes` is raised as it is."""
+    if not ray.is_initialized():
+        raise ExecutorError("this process is in no Ray cluster any more; run the same command again")
+    try:
+        yield
+    except Exception as error:  # a lost connection shows as anything, an AssertionError for one
+        if isinstance(error, (BboError, *passes)):
+            raise
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ExecutorError(
+            f"the Ray cluster is out of reach ({said}); run the same command again"
+        ) from error
+
+
 def sent(what: str, value: object) -> ray.ObjectRef:
     """Return a reference to what workers are to get. Raises ExecutorError for what cannot travel."""
-    with _travelling(what):
+    with reaching(), _travelling(what):
         return ray.put(value)
 
 
@@ -119,7 +137,7 @@ def _travelling(what: str) -> Iterator[None]:
         raise ExecutorError(f"{what} cannot be sent to another process: {said}") from error
 
 
-def last_words(error: RayError) -> str:
+def last_words(error: Exception) -> str:
     """Return what Ray says of a death, without its advice."""
     said = " ".join(str(error).split())
     return said.split("Some common causes")[0].split("The actor is dead because ")[-1].strip()[-400:]

@@ -16,7 +16,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from bbo.errors import ExecutorError
-from bbo.ray_executor.connection import last_words
+from bbo.ray_executor.connection import last_words, reaching
+from bbo.worker import Done, Raised
 
 MAX_LOSSES = 3
 """Workers that one shard may cost: more are no accident."""
@@ -37,7 +38,7 @@ def _unheard(place: int, answer: object, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A call of a worker's method, which answers a value and the seconds it took."""
+    """Some work for a worker: one of its methods."""
 
     method: str
     args: tuple[Any, ...]
@@ -74,9 +75,9 @@ class _Work:
     def put_back(self, place: int, error: RayError) -> None:
         """Have a job done again whose worker was lost. Raises ExecutorError when it has cost too many."""
         self._losses[place] += 1
-        if self._losses[place] == MAX_LOSSES:
-            raise _too_many(error)
         self.waiting.appendleft(place)
+        if self._losses[place] >= MAX_LOSSES:
+            raise _too_many(error)
 
     def is_slow(self, seconds: float) -> bool:
         """Whether so many seconds are far more than others took."""
@@ -92,7 +93,8 @@ class Crew:
         self._ready: set[int] = set()
         self._tasks: dict[ray.ObjectRef, _Task] = {}
         self._n_hired = self._n_failed_starts = 0
-        self._waiting_since = time.monotonic()
+        self._alone_since = time.monotonic()
+        self.is_dismissed = False
         for _ in range(n_workers):
             self._engage()
 
@@ -110,45 +112,57 @@ class Crew:
     def run(self, jobs: Sequence[Job], on_done: OnDone = _unheard) -> list[Any]:
         """Return what the jobs answer, in order; `on_done` hears of each as soon as it is there.
 
-        Raises what a job raises, and ExecutorError when workers cannot be had or one job has cost too many.
+        Raises what a job raises (`bbo.worker.Raised`), and ExecutorError when workers cannot be had, one job has cost
+        too many, or the cluster is gone.
         """
         self._tasks = {ref: replace(task, place=None) for ref, task in self._tasks.items()}
+        self._n_failed_starts, self._alone_since = 0, time.monotonic()
         work = _Work(jobs)
         while len(work.done) < len(jobs):
             self._deal(work)
-            for ref in ray.wait(list(self._tasks), timeout=_POLL_S)[0]:
+            with reaching():
+                ready = ray.wait(list(self._tasks), timeout=_POLL_S)[0]
+            for ref in ready:
                 task = self._tasks.pop(ref)
                 place = None if task.place in work.done else task.place
                 try:
-                    answer = ray.get(ref)
-                except RayTaskError as error:
-                    _raise(error, task, is_wanted=place is not None)
+                    with reaching(RayError):
+                        answer = ray.get(ref)
+                except RayTaskError as error:  # it could not even take its work, or hand it over
+                    answer = Raised(ExecutorError, f"a worker cannot take its work: {error.cause}")
                 except RayError as error:
-                    self._replace(task, error)
+                    self._replace(task.worker, error)
                     if place is not None:
                         work.put_back(place, error)
-                else:
-                    self._note_ready(task)
-                    if place is not None:
-                        value, seconds = answer
-                        work.finish(place, value, time.monotonic() - task.began)
-                        on_done(place, value, seconds)
+                    continue
+                if task.is_setup:
+                    self._note_setup(task.worker, answer)
+                elif place is not None:
+                    if isinstance(answer, Raised):  # others would raise it as well
+                        raise answer.error()
+                    work.finish(place, answer.value, time.monotonic() - task.began)
+                    on_done(place, answer.value, answer.seconds)
             self._check_anybody()
         return [work.done[place] for place in range(len(jobs))]
 
     def dismiss(self) -> None:
         """End all workers, whatever they are doing."""
-        for worker in self._workers.values():
-            ray.kill(worker)
-        self._workers.clear()
+        workers, self._workers = list(self._workers.values()), {}
+        self._ready.clear()
+        self.is_dismissed = True
+        if ray.is_initialized():
+            for worker in workers:
+                ray.kill(worker)
 
     def _engage(self) -> None:
         self._n_hired += 1
-        self._workers[self._n_hired] = self._hire()
+        with reaching():
+            self._workers[self._n_hired] = self._hire()
         self._begin(self._n_hired, self._setup, is_setup=True)
 
     def _begin(self, number: int, job: Job, *, place: int | None = None, is_setup: bool = False) -> None:
-        ref = getattr(self._workers[number], job.method).remote(*job.args)
+        with reaching():
+            ref = self._workers[number].do.remote(job.method, *job.args)
         self._tasks[ref] = _Task(number, time.monotonic(), place, is_setup)
 
     def _deal(self, work: _Work) -> None:
@@ -171,28 +185,39 @@ class Crew:
             return None
         return first.place
 
-    def _note_ready(self, task: _Task) -> None:
-        if task.is_setup and task.worker in self._workers:
-            self._ready.add(task.worker)
+    def _note_setup(self, number: int, answer: Done | Raised) -> None:
+        """Count a worker among the ready. Raises what its setup raised: another one, in its place, may do better."""
+        if isinstance(answer, Raised):
+            self._exchange(number)
+            raise ExecutorError(f"a worker cannot get ready: {answer.said}")
+        if number in self._workers:
+            self._ready.add(number)
             self._n_failed_starts = 0
 
-    def _replace(self, task: _Task, error: RayError) -> None:
-        """Engage another worker for one that is lost."""
-        lost = self._workers.pop(task.worker, None)
-        if lost is None:  # that was noticed by another task of it
-            return
-        if task.worker not in self._ready:
+    def _replace(self, number: int, error: RayError) -> None:
+        """Engage another worker for one that is lost. Raises ExecutorError when too many never got ready."""
+        was_ready = number in self._ready
+        if self._exchange(number) and not was_ready:
             self._n_failed_starts += 1
-            if self._n_failed_starts == MAX_LOSSES * (len(self._workers) + 1):
+            if self._n_failed_starts >= MAX_LOSSES * len(self._workers):
                 raise _too_many(error)
-        self._ready.discard(task.worker)
-        self._waiting_since = time.monotonic()
-        ray.kill(lost)  # it may only be out of reach
+
+    def _exchange(self, number: int) -> bool:
+        """Put a new worker in the place of one, and return whether nobody had yet."""
+        old = self._workers.pop(number, None)
+        if old is None:  # another task of it was noticed before
+            return False
+        self._ready.discard(number)
+        with reaching():
+            ray.kill(old)  # it may only be out of reach
         self._engage()
+        return True
 
     def _check_anybody(self) -> None:
-        """Raise ExecutorError when nobody has got ready for too long."""
-        if not self._ready and time.monotonic() - self._waiting_since > START_LIMIT_S:
+        """Raise ExecutorError when nobody has been ready for too long."""
+        if self._ready:
+            self._alone_since = time.monotonic()
+        elif time.monotonic() - self._alone_since > START_LIMIT_S:
             told = {name: n for name, n in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             raise ExecutorError(
                 f"no worker could be started within {START_LIMIT_S:g} s; the cluster has {told}: "
@@ -200,16 +225,8 @@ class Crew:
             )
 
 
-def _raise(error: RayTaskError, task: _Task, *, is_wanted: bool) -> None:
-    """Raise what a worker raised, which others would as well, unless nobody waits for it any more."""
-    if task.is_setup:
-        raise ExecutorError(f"a worker cannot get ready: {error.cause}") from error
-    if is_wanted:
-        raise error.cause from error
-
-
 def _too_many(error: RayError) -> ExecutorError:
     return ExecutorError(
-        f"{MAX_LOSSES} workers in a row were lost over the same work, the last one with: {last_words(error)}. "
+        f"{MAX_LOSSES} workers were lost over the same work, the last one with: {last_words(error)}. "
         "Mend that (memory? lower max_batch) and run the same command again: what was sampled is kept"
     )

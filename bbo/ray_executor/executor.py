@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bbo.config.describe import describe_versions
+from bbo.errors import ExecutorError
 from bbo.executor import OnShard, Sampled, SampleRequest, unheard
 from bbo.places import Ray
 from bbo.potential import Potential
@@ -48,6 +49,12 @@ class RayExecutor:
             source = sent("the prior", prior if place.load_prior is None else place.load_prior)
             cpus = place.cpus_per_worker if CONNECTION.rations_cpus else 0
             resources = {"num_cpus": cpus, "num_gpus": place.gpus_per_worker}
+            n_gpus = ray.cluster_resources().get("GPU", 0)
+            if not CONNECTION.rations_cpus and place.n_workers * place.gpus_per_worker > n_gpus:
+                raise ExecutorError(
+                    f"{place.n_workers} workers with {place.gpus_per_worker:g} GPUs each need more than the {n_gpus:g} "
+                    "of this machine; lower gpus_per_worker or n_workers"
+                )
             kind = ray.remote(max_restarts=0, max_task_retries=0, **resources)(Worker)
             crew = Crew(kind.remote, place.n_workers, Job("load", (source, Flatten(), equipment)))
             return cls(crew, source, equipment)
@@ -90,5 +97,9 @@ class RayExecutor:
 
     def close(self) -> None:
         """Dismiss the workers, and leave the cluster; one that was started for this is stopped."""
-        self.crew.dismiss()
-        CONNECTION.leave()
+        if self.crew.is_dismissed:
+            return
+        try:
+            self.crew.dismiss()
+        finally:
+            CONNECTION.leave()

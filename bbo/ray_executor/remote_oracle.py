@@ -9,10 +9,9 @@ from typing import Any
 
 import ray
 from jaxtyping import Float
-from ray.exceptions import RayError
 from torch import Tensor
 
-from bbo.ray_executor.connection import CONNECTION, last_words, sent
+from bbo.ray_executor.connection import last_words, reaching, sent
 from oracles import processes
 from oracles.base import Oracle
 from oracles.calls import Answer, Keys, call
@@ -38,13 +37,17 @@ class RemoteOracle(Wrapper):
     def _answers(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
         reference: ray.ObjectRef = self._sent  # type: ignore[attr-defined]
         try:
-            task = _CALL.options(num_cpus=1 if CONNECTION.rations_cpus else 0)
-            answers = task.remote([reference], designs, keys)
-            while not ray.wait([answers], timeout=_POLL_S)[0]:
+            with reaching():
+                task = _CALL.remote([reference], designs, keys)
+        except Exception as error:
+            return [NotAccepted(f"no task can be started: {error}")] * len(designs)
+        try:
+            while not ray.wait([task], timeout=_POLL_S)[0]:
                 if processes.is_over():
+                    ray.cancel(task)  # interrupts the oracle, which ends what it has started
                     return [Unanswered(f"interrupted while {self.name} was at work")] * len(designs)
-            told = parsed(ray.get(answers))
-        except RayError as error:
+            told = parsed(ray.get(task))
+        except Exception as error:  # whatever it is: the call is on its way
             reason = (
                 f"the process that called {self.name} was lost: {last_words(error)}; it may have been charged"
             )
@@ -66,4 +69,5 @@ def _call_remote(boxed: list[Any], designs: Float[Tensor, "n *design"], keys: Ke
     return json.dumps([message_of(answer) for answer in answers], default=repr)
 
 
-_CALL = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(_call_remote)
+# No CPU is set aside for a call: where workers had taken them all, it would wait for ever, sent and not begun.
+_CALL = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy="SPREAD")(_call_remote)

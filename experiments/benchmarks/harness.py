@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 Figures = Mapping[str, float | bool]
-PACKAGES = ("torch", "botorch", "gpytorch", "numpy", "safetensors")
+PACKAGES = ("torch", "botorch", "gpytorch", "numpy", "safetensors", "ray")
 
 
 @dataclass(frozen=True)

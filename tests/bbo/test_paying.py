@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bbo import tables
+from bbo import loop, tables
 from bbo.campaign import Campaign
 from bbo.errors import CampaignError, ConfigError, ConfigMismatchError
 from bbo.ledger import Ledger, Query, QueryState
@@ -18,8 +19,10 @@ from bbo.paying import Cashier
 from bbo.progress import INTERRUPTED
 from bbo.settings import Settings, describe_settings
 from bbo.steering import SteeredPrior
+from oracles import processes
 from oracles.callables import FunctionOracle
-from oracles.errors import NotAccepted
+from oracles.command import CommandOracle
+from oracles.errors import NotAccepted, Unanswered
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.gp import ExactGP
@@ -364,6 +367,64 @@ class TestInterruptions:
             time.sleep(0.2)
             assert len(calls) == 1
         assert INTERRUPTED in seen
+
+    def test_programs_end_with_the_second_ctrl_c(self, tmp_path):
+        script = tmp_path / "slow.sh"
+        script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 300\n")
+        script.chmod(0o755)
+
+        def interrupt():
+            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+                time.sleep(0.05)
+            for _ in range(2):
+                time.sleep(0.3)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        with opened(tmp_path / "c", CommandOracle((str(script),))) as campaign:
+            with pytest.raises(KeyboardInterrupt):
+                campaign.run()
+            assert campaign.ledger.counts().in_doubt > 0
+        assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+    def test_a_thread_whose_work_is_over_sends_nothing(self, tmp_path):
+        refused = []
+
+        def send(campaign):
+            is_over = threading.Event()
+            is_over.set()
+            processes.enlist(is_over)
+            try:
+                campaign.send(campaign.reserved())
+            except CampaignError as error:
+                refused.append(str(error))
+
+        with opened(tmp_path / "c") as campaign:
+            loop.propose(campaign, 4)
+            thread = threading.Thread(target=send, args=(campaign,))
+            thread.start()
+            thread.join()
+            assert campaign.ledger.counts().reserved == 4
+        assert refused == ["the campaign was interrupted before these queries were sent"]
+
+    def test_a_call_that_is_lost_leaves_the_others_as_they_are(self, tmp_path):
+        with opened(tmp_path / "c") as campaign:
+            one, other = (loop.propose(campaign, 1) for _ in range(2))
+            campaign.send(one)
+            campaign.send(other)
+            with pytest.raises(CampaignError, match="gave no answer: broken line"):
+                campaign.tell_group(one, [Unanswered("broken line")])
+            states = [query.state for query in campaign.ledger.queries()]
+            assert states == [QueryState.IN_DOUBT, QueryState.SENT]
+
+    def test_people_can_be_asked_after_a_run_that_failed(self, tmp_path):
+        def broken(design):
+            raise ValueError("no licence")
+
+        with opened(tmp_path / "c", broken) as campaign:
+            with pytest.raises(CampaignError):
+                campaign.run()
+            assert len(campaign.ask(1)) == 1
 
     def test_ctrl_c_twice_leaves_in_doubt_what_is_under_way(self, tmp_path):
         oracle, may_answer, calls = self.stuck(n_interrupts=2)

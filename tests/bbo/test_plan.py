@@ -312,6 +312,7 @@ class TestExecutors:
         assert self.plan(tmp_path, prior_file, executor="ray").executor == Ray()
         overrides = ["executor.n_workers=3"]
         assert self.plan(tmp_path, prior_file, text, overrides, "ray").executor.n_workers == 3
+        assert self.plan(tmp_path, prior_file, "", overrides, "ray").executor.n_workers == 3
 
     def test_calls_at_a_time_are_no_setting_of_the_oracle(self, tmp_path, prior_file):
         oracle = "{type: function, function: 'mine.py:bowl', parallel: 8}"

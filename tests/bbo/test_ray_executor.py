@@ -18,6 +18,7 @@ import torch
 
 from bbo.campaign import Campaign
 from bbo.config import user_code
+from bbo.config.secrets import revealed
 from bbo.errors import CampaignError, ConfigError, ExecutorError
 from bbo.executor import LocalExecutor
 from bbo.ledger import QueryState
@@ -165,6 +166,33 @@ class Slow(Denoiser):
         return super().denoise(x, t)
 
 
+class Odd(Exception):
+    """An exception that cannot be made again from its message."""
+
+    def __init__(self, n, of):
+        super().__init__(f"{n} of {of}")
+
+
+@dataclass(frozen=True, eq=False)
+class Raising(Denoiser):
+    def denoise(self, x, t):
+        raise Odd(7, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class Counting(Denoiser):
+    def denoise(self, x, t):
+        raise ValueError(f"{torch.get_num_threads()} threads")
+
+
+def _is_mended(executor):
+    """Whether workers that could not get ready have been replaced by some that can."""
+    try:
+        return equal(executor.sample(potential(), SHARDS[:1])[0], WANTED[0])
+    except ExecutorError:
+        return False
+
+
 def like(kind, **more):
     """Return PRIOR as one of another kind."""
     return kind(PRIOR.network, PRIOR.mean, PRIOR.std, PRIOR.n_steps, PRIOR.eta, PRIOR.spacing, **more)
@@ -183,12 +211,12 @@ class TestDeaths:
 
     def test_one_that_dies_again_and_again_ends_in_a_clear_error(self, started):
         executor = started(like(Deadly))
-        with pytest.raises(
-            ExecutorError, match="3 workers in a row were lost over the same work, the last"
-        ) as told:
+        with pytest.raises(ExecutorError, match="3 workers were lost over the same work, the last") as told:
             executor.sample(potential(), SHARDS)
         assert "Worker unexpectedly exits" in str(told.value)
         assert "run the same command again" in str(told.value)
+        with pytest.raises(ExecutorError, match="3 workers were lost over the same work"):  # and no other end
+            executor.sample(potential(), SHARDS[:1])
 
     def test_a_node_that_is_removed_takes_no_shard_with_it(self, started, cluster):
         node = cluster.add_node(num_cpus=6)
@@ -238,9 +266,31 @@ class TestWorkers:
             executor.sample(potential(), SHARDS)
 
     def test_what_fails_while_a_prior_is_loaded_is_told(self, started, tmp_path):
-        executor = started(load_prior=lambda: Denoiser.load(tmp_path / "missing.safetensors"))
-        with pytest.raises(ExecutorError, match=r"a worker cannot get ready: no prior at .*missing"):
+        executor = started(
+            load_prior=lambda: Denoiser.load(tmp_path / "late.safetensors", n_steps=PRIOR.n_steps)
+        )
+        with pytest.raises(ExecutorError, match=r"a worker cannot get ready: no prior at .*late"):
             executor.sample(potential(), SHARDS)
+        PRIOR.save(tmp_path / "late.safetensors")
+        assert eventually(lambda: _is_mended(executor))
+
+    def test_what_a_prior_raises_comes_back_whatever_it_is(self, started):
+        executor = started(like(Raising))
+        with pytest.raises(ExecutorError, match=r"^Odd: 7 of 8$"):
+            executor.sample(potential(), SHARDS)
+        with pytest.raises(ExecutorError, match=r"^Odd: 7 of 8$"):
+            executor.sample(potential(), SHARDS[:1])
+
+    def test_a_worker_has_as_many_threads_as_cpus(self, started):
+        executor = started(like(Counting), cpus_per_worker=2.0)
+        with pytest.raises(ExecutorError, match=r"^ValueError: 2 threads$"):
+            executor.sample(potential(), SHARDS[:1])
+
+    def test_closing_twice_leaves_the_others_alone(self, started):
+        one, other = started(), started()
+        one.close()
+        one.close()
+        assert equal(other.sample(potential(), SHARDS[:1])[0], WANTED[0])
 
     def test_a_prior_that_no_gpu_can_have_is_refused(self):
         from bbo.worker import moved
@@ -278,6 +328,10 @@ def oracle(cluster, tmp_path):
     executor = Ray(n_workers=1).start(PRIOR)
     yield lambda function, **settings: executor.calling(FunctionOracle(function, **settings))
     executor.close()
+
+
+def _one(design):
+    return 1.0
 
 
 DESIGNS = torch.arange(4.0)[:, None]
@@ -332,6 +386,38 @@ class TestOracles:
         executor = started()
         with pytest.raises(ExecutorError, match=r"the oracle '.*lambda.*' cannot be sent to another process"):
             executor.calling(RateLimited(FunctionOracle(lambda design: 1.0), n=1, seconds=1.0))
+
+    def test_what_happens_to_a_call_whose_connection_breaks(self, oracle, monkeypatch):
+        remote = oracle(peak)
+
+        def broken(*args, **settings):
+            raise ConnectionError("Client is shutting down")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ray.wait", broken)
+            (told,) = call(remote, DESIGNS[:1])
+        assert isinstance(told, Unanswered)
+        assert "Client is shutting down; it may have been charged" in str(told)
+        with monkeypatch.context() as patch:
+            patch.setattr("ray.is_initialized", lambda: False)
+            (told,) = call(remote, DESIGNS[:1])
+        assert isinstance(told, NotAccepted)
+
+    def test_secrets_travel_as_they_were_written(self, monkeypatch):
+        from ray import cloudpickle
+
+        monkeypatch.setenv("LAB_TOKEN", "s3cret-of-the-lab")
+        secret = revealed("Bearer ${env:LAB_TOKEN}")
+        packed = cloudpickle.dumps({"headers": secret})
+        assert b"s3cret" not in packed
+        assert cloudpickle.loads(packed) == {"headers": "Bearer s3cret-of-the-lab"}
+
+    def test_calls_find_room_where_workers_have_taken_every_cpu(self, started, cluster):
+        executor = started(n_workers=2, cpus_per_worker=4.0)
+        assert eventually(lambda: executor.sample(None, PLAIN[:1]) and executor.n_workers == 2)
+        assert [a.outcomes["value"] for a in call(executor.calling(FunctionOracle(_one)), DESIGNS)] == [
+            1.0
+        ] * 4
 
     def test_a_users_file_travels_with_what_lies_beside_it(self, cluster, started, tmp_path):
         (tmp_path / "beside_it.py").write_text("def double(x): return 2 * x\n")
@@ -448,11 +534,24 @@ def own(end, **environment):
     )  # fmt: skip
 
 
+END = """
+from oracles.callables import FunctionOracle
+from oracles.calls import call
+
+another = Ray(n_workers=1).start(GaussianPrior(torch.zeros(2), 1.0, 4))
+remote = another.calling(FunctionOracle(lambda design: 1.0))
+input()
+executor.close()
+another.sample(None, [SampleRequest(SamplerConfig(2, 2, guidance=None), seed=0)])
+another.close()
+print(ray.is_initialized(), type(call(remote, torch.zeros(1, 2))[0]).__name__, ray.is_initialized(), flush=True)
+input()
+"""
+
+
 class TestOwnCluster:
     def test_ends_with_the_executor_and_lets_nobody_in_without_the_token(self):
-        with own(
-            "input(); executor.close(); assert not ray.is_initialized(); print('closed'); input()"
-        ) as program:
+        with own(END) as program:
             session, address = program.stdout.readline().strip(), program.stdout.readline().strip()
             assert session, program.stderr.read()
             assert processes_of(session)
@@ -466,7 +565,7 @@ class TestOwnCluster:
             assert "InvalidAuthToken" in intruder.stderr
             program.stdin.write("\n")
             program.stdin.flush()
-            assert program.stdout.readline() == "closed\n"
+            assert program.stdout.readline() == "False NotAccepted False\n"
             assert eventually(lambda: not processes_of(session))
             program.communicate("\n", timeout=20)
 
