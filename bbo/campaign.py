@@ -108,7 +108,7 @@ class Campaign:
         method: how candidates are made; None for `SteeredPrior()`.
         encoder: design → surrogate features: a recipe, which is fitted to draws of the prior, or any frozen function.
         database: URL of a PostgreSQL database for the ledger's tables; None keeps them in the directory.
-        executor: where it samples, `Local()` or `Ray()` of `bbo.places`; changes no design.
+        executor: where it samples, `Local()` or `Ray()` of `bbo.places`; decides no more than rounding.
         parallel: how many calls of the oracle may run at a time as tasks on Ray; None calls it in this process.
         max_pending: how many queries may wait for their answers while the next batch is sampled; None for one batch,
             so that nothing is. Twice the batch size samples one batch while the oracle works on another, and calls it
