@@ -77,9 +77,8 @@ class Cashier:
                     self._on_interrupt()
             self._wait_for_last(None)  # they are paid for: let them answer
         except BaseException:  # interrupted again
-            processes.end_work(
-                self._is_over
-            )  # programs end; a Python function goes on, and nobody waits for it
+            # Programs end; a Python function goes on, and nobody waits for it.
+            processes.end_work(self._is_over)
             self._wait_for_last(LAST_S)
             raise
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,9 +151,10 @@ class Crew:
         workers, self._workers = list(self._workers.values()), {}
         self._ready.clear()
         self.is_dismissed = True
-        if ray.is_initialized():
+        with suppress(ExecutorError):  # where the cluster is gone, so are they
             for worker in workers:
-                ray.kill(worker)
+                with reaching():
+                    ray.kill(worker)
 
     def _engage(self) -> None:
         self._n_hired += 1

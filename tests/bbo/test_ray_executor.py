@@ -584,12 +584,13 @@ class TestOwnCluster:
         assert "RAY_AUTH_MODE is 'disabled', and Ray listens on all addresses" in told
 
     @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
-    def test_a_cluster_that_is_not_there_cannot_be_joined(self, address):
+    def test_a_cluster_that_is_not_there_cannot_be_joined(self, address, tmp_path):
         code = (
             "import torch; from bbo.places import Ray; from smc.priors.gaussian import GaussianPrior\n"
             f"Ray({address!r}).start(GaussianPrior(torch.zeros(2), 1.0, 4))"
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        env["RAY_TMPDIR"] = str(tmp_path)  # where the clusters of this machine are looked for
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
         )
