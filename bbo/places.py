@@ -3,9 +3,9 @@
     executor: {type: local}
     executor: {type: ray, address: auto, n_workers: 8, gpus_per_worker: 1}
 
-None of this decides a result, so none of it is recorded: a campaign may go on somewhere else. Rounding it may decide: with
-`max_batch`, with other threads or another kind of processor a network's last digits differ (1e-5), and once a resampling
-falls the other way, so do designs.
+None of this decides a result, so none of it is recorded: a campaign may go on somewhere else. Rounding it may decide:
+with `max_batch`, with other threads or another kind of processor a network's last digits differ (1e-5), and once a
+resampling falls the other way, so do designs.
 """
 
 from __future__ import annotations
