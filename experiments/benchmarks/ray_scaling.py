@@ -252,7 +252,8 @@ def overlaps(n_rounds: int) -> dict[str, float]:
 
 def measure(options: harness.Options) -> harness.Figures:
     """Return the figures of this benchmark."""
-    os.environ["RAY_AUTH_MODE"] = "token"  # before Ray is imported; one token for all clusters of this process
+    # Before Ray is imported; one token for all clusters of this process.
+    os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if options.is_quick:
         return {**speed(1, 4, 8), **node_losses(1)}
