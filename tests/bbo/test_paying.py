@@ -296,6 +296,13 @@ with opened(sys.argv[1], FunctionOracle(answer, is_idempotent=True), in_doubt="r
 
 
 class TestInterruptions:
+    @pytest.fixture(autouse=True)
+    def ctrl_c(self):
+        """Let SIGINT interrupt, also where the tests were started in the background of a shell, which ignores it."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     def test_kills_at_any_moment_change_no_design(self, tmp_path):
         whole = run(tmp_path / "whole")
         directory = tmp_path / "killed"
@@ -332,56 +339,61 @@ class TestInterruptions:
             found = campaign.archive.designs(campaign.ledger.queries())
         assert torch.equal(found, run(tmp_path / "whole"))
 
-    def stuck(self, n_interrupts):
-        """Return an oracle whose first call waits, what lets it answer, and a thread that presses Ctrl-C meanwhile."""
+    def interrupted(self, directory, oracle, has_begun, n_interrupts, then=lambda: None):
+        """Open a campaign whose run is interrupted once the oracle has begun, and again while it waits for that."""
+        is_waiting = threading.Event()
+
+        def listen(progress):
+            if progress.stage == INTERRUPTED:
+                is_waiting.set()
+
+        def interrupt():
+            for moment in (has_begun, is_waiting)[:n_interrupts]:
+                assert moment.wait(30)
+                time.sleep(0.2)
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            assert is_waiting.wait(30)
+            then()
+
+        threading.Thread(target=interrupt).start()
+        return opened(directory, oracle, listener=listen)
+
+    def stuck(self):
+        """Return an oracle that waits, what says that it has begun, what lets it answer, and its calls."""
         has_begun, may_answer, calls = threading.Event(), threading.Event(), []
 
         def oracle(design):
             calls.append(design)
             has_begun.set()
-            assert may_answer.wait(20)
+            assert may_answer.wait(30)
             return bowl(design)
 
-        def interrupt():
-            has_begun.wait(20)
-            for _ in range(n_interrupts):
-                time.sleep(0.3)
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            if n_interrupts == 1:
-                time.sleep(0.3)
-                may_answer.set()
-
-        threading.Thread(target=interrupt).start()
-        return oracle, may_answer, calls
+        return oracle, has_begun, may_answer, calls
 
     def test_ctrl_c_waits_for_what_is_paid_and_sends_nothing_more(self, tmp_path):
-        oracle, _, calls = self.stuck(n_interrupts=1)
-        seen = []
-        with opened(
-            tmp_path / "c", oracle, listener=lambda progress: seen.append(progress.stage)
-        ) as campaign:
+        oracle, has_begun, may_answer, calls = self.stuck()
+        with self.interrupted(tmp_path / "c", oracle, has_begun, 1, then=may_answer.set) as campaign:
             with pytest.raises(KeyboardInterrupt):
                 campaign.run()
             counts = campaign.ledger.counts()
             assert (counts.done, counts.in_doubt, counts.sent) == (1, 0, 0)
             time.sleep(0.2)
             assert len(calls) == 1
-        assert INTERRUPTED in seen
 
     def test_programs_end_with_the_second_ctrl_c(self, tmp_path):
         script = tmp_path / "slow.sh"
         script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 300\n")
         script.chmod(0o755)
 
-        def interrupt():
+        has_begun = threading.Event()
+
+        def watch():
             while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
                 time.sleep(0.05)
-            for _ in range(2):
-                time.sleep(0.3)
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            has_begun.set()
 
-        threading.Thread(target=interrupt).start()
-        with opened(tmp_path / "c", CommandOracle((str(script),))) as campaign:
+        threading.Thread(target=watch, daemon=True).start()
+        with self.interrupted(tmp_path / "c", CommandOracle((str(script),)), has_begun, 2) as campaign:
             with pytest.raises(KeyboardInterrupt):
                 campaign.run()
             assert campaign.ledger.counts().in_doubt > 0
@@ -427,8 +439,8 @@ class TestInterruptions:
             assert len(campaign.ask(1)) == 1
 
     def test_ctrl_c_twice_leaves_in_doubt_what_is_under_way(self, tmp_path):
-        oracle, may_answer, calls = self.stuck(n_interrupts=2)
-        with opened(tmp_path / "c", oracle) as campaign:
+        oracle, has_begun, may_answer, calls = self.stuck()
+        with self.interrupted(tmp_path / "c", oracle, has_begun, 2) as campaign:
             with pytest.raises(KeyboardInterrupt):
                 campaign.run()
             counts = campaign.ledger.counts()
