@@ -19,7 +19,6 @@ The round: the airfoil prior, the default surrogate fitted to 256 outcomes. Repe
 from __future__ import annotations
 
 import os
-import pickle
 import secrets
 import statistics
 import tempfile
@@ -148,6 +147,8 @@ def network_bytes() -> int:
 
 def traffic(n_shards: int, n_islands: int) -> float:
     """Return the bytes of a round on two nodes, over those that have to travel."""
+    from ray import cloudpickle
+
     requests = shards(n_shards, n_islands)
     with cluster(2):
         executor = with_features(Ray(n_workers=2).start(airfoil_prior()), Standardizer(), seed=0)
@@ -164,7 +165,7 @@ def traffic(n_shards: int, n_islands: int) -> float:
             idle = network_bytes() - before
         finally:
             executor.close()
-    needed = len(pickle.dumps(potential)) + sum(len(pickle.dumps(shard)) for shard in found)
+    needed = len(cloudpickle.dumps(potential)) + sum(len(cloudpickle.dumps(shard)) for shard in found)
     print(
         f"traffic of a round of {seconds:.1f} s: {carried} bytes, {idle} when idle; {needed} have to travel"
     )

@@ -11,7 +11,6 @@ These bound what a cluster can gain: `docs/scaling.md`. One thread.
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 import time
 from collections.abc import Callable
@@ -49,6 +48,8 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
 
 def fit(n: int) -> tuple[float, float]:
     """Return the seconds of a fit to n observations, of which a tenth failed, and the megabytes of the belief."""
+    from ray import cloudpickle  # what Ray sends
+
     X = airfoil_prior().encode(prior_designs(n, seed=1)).double()
     is_feasible = torch.arange(n) % 10 != 0
     y = (torch.sin(2 * X[:, 0]) + 0.5 * X[:, 1] ** 2 - 0.3 * X[:, 2] * X[:, 3])[is_feasible]
@@ -56,7 +57,7 @@ def fit(n: int) -> tuple[float, float]:
     seconds, found = timed(lambda: SteeredPrior().fit(observed, seed=0))
     if not isinstance(found, Potential):
         raise TypeError(f"expected a potential, got {type(found).__name__}")
-    return seconds, len(pickle.dumps(found)) / 1e6
+    return seconds, len(cloudpickle.dumps(found)) / 1e6
 
 
 def observe(n: int) -> float:
