@@ -134,9 +134,8 @@ class Campaign:
         }
         running, ledger = executor.start(prior), None
         try:
-            running = with_features(
-                running, encoder, seed
-            )  # before there is a ledger, what is wrong with it shows
+            # Before there is a ledger, so that a bad encoder leaves none behind.
+            running = with_features(running, encoder, seed)
             ledger = opened(Path(directory), settings, config, database)
             campaign = cls(
                 ledger, settings, oracle=black_box, method=chosen, executor=running, listener=listener

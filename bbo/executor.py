@@ -67,7 +67,7 @@ OnShard = Callable[[int, Sampled, float], None]
 """Hears of a shard as soon as it is there: its place among the requests, what it came to, the seconds it took."""
 
 
-def unheard(place: int, shard: Sampled, seconds: float) -> None:
+def unheard(*heard: object) -> None:
     """Listen to nothing."""
 
 
@@ -122,7 +122,11 @@ class LocalExecutor:
     max_batch: int | None = None
     """Most particles at a time in the network, for all shards; None leaves that to their own settings. Halves itself
     when they do not fit the memory of a GPU."""
-    n_workers: int = 0
+
+    @property
+    def n_workers(self) -> int:
+        """None: this process does it all."""
+        return 0
 
     def sample(
         self, potential: Potential | None, requests: Sequence[SampleRequest], on_shard: OnShard = unheard

@@ -148,9 +148,8 @@ class Ray:
         """
         if "ray" not in sys.modules:  # Ray reads these once, when it is imported
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault(
-                "RAY_ENABLE_AUTO_CONNECT", "0"
-            )  # or a lost cluster is answered by some other one
+            # Or Ray answers for a lost cluster with any other that it finds.
+            os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
         from bbo.ray_executor import RayExecutor
 
         return RayExecutor.start(self, prior)

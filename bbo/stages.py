@@ -30,10 +30,6 @@ STAGES = "stages"
 """The folder of a campaign directory that holds them."""
 
 
-def _unheard(sampling: Sampling, seconds: float) -> None:
-    """Listen to nothing."""
-
-
 @dataclass(frozen=True)
 class RecallingExecutor:
     """An executor that keeps every shard it samples, and takes up those that were kept."""
@@ -42,7 +38,7 @@ class RecallingExecutor:
     folder: Path
     context: str
     """Digest of what decides the samples besides potential and request."""
-    heard: Callable[[Sampling, float], None] = _unheard
+    heard: Callable[[Sampling, float], None] = unheard
     """Hears how far the shards are, and the seconds that the last one took."""
 
     def sample(

@@ -55,11 +55,11 @@ def call(oracle: Oracle, designs: Float[Tensor, "n *design"], keys: Keys = None)
         return answers
     # What it started was killed: that it failed says nothing of the design.
     return [
-        Unanswered("interrupted while it was at work") if is_failed(answer) else answer for answer in answers
+        Unanswered("interrupted while it was at work") if _is_failed(answer) else answer for answer in answers
     ]
 
 
-def is_failed(answer: Answer) -> bool:
+def _is_failed(answer: Answer) -> bool:
     """Whether an answer is an evaluation with a reason why the design fails."""
     return isinstance(answer, Evaluation) and answer.error is not None
 

@@ -39,7 +39,7 @@ class Concurrent(Wrapper):
 
     def _answers(self, designs: Float[Tensor, "n *design"], keys: Keys) -> list[Answer]:
         size = self.oracle.n_per_call or math.ceil(len(designs) / self.n_workers)
-        is_over = threading.Event()
+        is_over = processes.enlisted() or threading.Event()  # what ends this thread's work ends theirs
         pool = ThreadPoolExecutor(self.n_workers, initializer=processes.enlist, initargs=(is_over,))
         try:
             calls = [pool.submit(call, self.oracle, *part) for part in parts(designs, keys, size)]

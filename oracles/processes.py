@@ -34,7 +34,7 @@ def started(
     environment: beside the variables of this process. Raises NotAccepted when the program cannot be started, or the
     work of this thread is over (`enlist`).
     """
-    is_over: threading.Event | None = getattr(_thread, "is_over", None)
+    is_over = enlisted()
     _check_going_on(is_over, command[0])
     try:
         process = subprocess.Popen(
@@ -81,9 +81,15 @@ def end_work(is_over: threading.Event) -> None:
             _signal(process, signal.SIGKILL)
 
 
+def enlisted() -> threading.Event | None:
+    """Return the event that ends the work of this thread; None for one that nobody enlisted."""
+    event: threading.Event | None = getattr(_thread, "is_over", None)
+    return event
+
+
 def is_over() -> bool:
     """Whether the work of this thread was ended: nobody waits for its answer any more."""
-    event: threading.Event | None = getattr(_thread, "is_over", None)
+    event = enlisted()
     return event is not None and event.is_set()
 
 

@@ -22,6 +22,7 @@ from ray import cloudpickle
 from bbo.config import user_code
 from bbo.errors import BboError, ConfigError, ExecutorError
 
+MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 KEEPS_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 """Has a worker's C library keep what is freed for the next step. By default a worker of Ray gives every large tensor
 back to the system and fetches its pages anew: measured, a tenth of the time of a shard on a CPU."""
@@ -75,9 +76,8 @@ class Connection:
             hint = "; such addresses need pip install 'ray[client]'" if "ray://" in what else ""
             raise ExecutorError(f"cannot {what}: {' '.join(str(error).split())[:400]}{hint}") from error
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, on_sigterm
-            )  # Ray has put its own in place, which prints a stack and aborts
+            # Ray has put its own in place, which prints a stack and aborts.
+            signal.signal(signal.SIGTERM, on_sigterm)
 
     def leave(self) -> None:
         """Leave the cluster when nobody here uses it any more; one that was started here ends."""
@@ -88,7 +88,6 @@ class Connection:
 
 
 CONNECTION = Connection()
-MODE, TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 
 
 def _check_token() -> None:
@@ -122,12 +121,13 @@ def reaching(*passes: type[Exception]) -> Iterator[None]:
 
 def sent(what: str, value: object) -> ray.ObjectRef:
     """Return a reference to what workers are to get. Raises ExecutorError for what cannot travel."""
-    with reaching(), _travelling(what):
+    with reaching(), travelling(what):
         return ray.put(value)
 
 
 @contextmanager
-def _travelling(what: str) -> Iterator[None]:
+def travelling(what: str) -> Iterator[None]:
+    """Send something to other processes. Raises ExecutorError, with what it is, where it cannot travel."""
     for name in user_code.LOADED:  # other processes know nothing of the user's files
         cloudpickle.register_pickle_by_value(sys.modules[name])
     try:

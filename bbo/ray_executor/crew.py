@@ -17,7 +17,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from bbo.errors import ExecutorError
-from bbo.ray_executor.connection import last_words, reaching
+from bbo.executor import unheard
+from bbo.ray_executor.connection import last_words, reaching, travelling
 from bbo.worker import Done, Raised
 
 MAX_LOSSES = 3
@@ -31,10 +32,6 @@ _POLL_S = 0.5
 
 OnDone = Callable[[int, Any, float], None]
 """Hears of a job: its place among the jobs, what it answered, the seconds it took."""
-
-
-def _unheard(place: int, answer: object, seconds: float) -> None:
-    """Listen to nothing."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Crew:
         for number in self._workers:
             self._begin(number, change, is_setup=True)
 
-    def run(self, jobs: Sequence[Job], on_done: OnDone = _unheard) -> list[Any]:
+    def run(self, jobs: Sequence[Job], on_done: OnDone = unheard) -> list[Any]:
         """Return what the jobs answer, in order; `on_done` hears of each as soon as it is there.
 
         Raises what a job raises (`bbo.worker.Raised`), and ExecutorError when workers cannot be had, one job has cost
@@ -163,7 +160,7 @@ class Crew:
         self._begin(self._n_hired, self._setup, is_setup=True)
 
     def _begin(self, number: int, job: Job, *, place: int | None = None, is_setup: bool = False) -> None:
-        with reaching():
+        with reaching(), travelling("what a worker is to do"):
             ref = self._workers[number].do.remote(job.method, *job.args)
         self._tasks[ref] = _Task(number, time.monotonic(), place, is_setup)
 

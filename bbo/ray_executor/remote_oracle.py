@@ -56,11 +56,12 @@ class RemoteOracle(Wrapper):
 
 
 def _call_remote(boxed: list[Any], designs: Float[Tensor, "n *design"], keys: Keys) -> str:
-    """Return the oracle's answers as JSON, which any process can read."""
+    """Return the oracle's answers as JSON, which any process can read.
+
+    The oracle comes as a reference in a box, so that what fails while it is built is known to fail before it is paid.
+    """
     try:
-        oracle: Oracle = ray.get(
-            boxed[0]
-        )  # in a box, so that what fails here is known to fail before anything is paid
+        oracle: Oracle = ray.get(boxed[0])
     except Exception as error:
         reason = f"the oracle cannot be built on a worker: {type(error).__name__}: {error}"
         answers: Sequence[Answer] = [NotAccepted(reason)] * len(designs)

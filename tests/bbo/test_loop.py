@@ -74,10 +74,8 @@ def test_equal_outcomes_are_no_division_by_zero():
     assert (y_mean, y_std) == (7.0, 1.0)
 
 
-def test_every_shard_has_a_stream_and_islands_of_its_own():
-    method = SteeredPrior(
-        surrogate=Recorder(), feasibility=None, kl_coef=1.0, n_shards=3, sampler=SamplerConfig(4, 2)
-    )
+def watched(executor):
+    """Return the requests that are made of an executor, and one like it that keeps them."""
     requests = []
 
     class Watching(LocalExecutor):
@@ -85,10 +83,16 @@ def test_every_shard_has_a_stream_and_islands_of_its_own():
             requests.extend(shards)
             return super().sample(potential, shards, *heard)
 
+    return requests, Watching(executor.prior, executor.encoder)
+
+
+def test_every_shard_has_a_stream_and_islands_of_its_own():
+    method = SteeredPrior(
+        surrogate=Recorder(), feasibility=None, kl_coef=1.0, n_shards=3, sampler=SamplerConfig(4, 2)
+    )
+    requests, watching = watched(EXECUTOR)
     for seed in (1, 2):
-        method.propose(
-            observed([1.0, 2.0]), Watching(PRIOR, Flatten()), 6, seed=seed, stage=lambda name: nullcontext()
-        )
+        method.propose(observed([1.0, 2.0]), watching, 6, seed=seed, stage=lambda name: nullcontext())
     assert [r.first_island for r in requests] == [0, 4, 8] * 2
     assert len({r.seed for r in requests}) == 6
 
@@ -214,27 +218,13 @@ class TestProposals:
         assert doubted["kl_coef"] > 2 * trusted["kl_coef"]
 
     def test_a_fixed_temperature_asks_for_no_pilot(self):
-        requests = []
-
-        class Watching(LocalExecutor):
-            def sample(self, potential, shards, *heard):
-                requests.extend(shards)
-                return super().sample(potential, shards, *heard)
-
+        requests, watching = watched(self.executor)
         method = SteeredPrior(surrogate=ExactGP(), kl_coef=0.3)
-        watching = Watching(self.executor.prior, self.executor.encoder)
         method.propose(self.observed(), watching, 4, seed=1, stage=lambda name: nullcontext())
         assert [r.config.n_islands for r in requests] == [16]
 
     def test_pilots_are_a_quarter_of_a_shard_and_are_not_what_is_sampled(self):
-        requests = []
-
-        class Watching(LocalExecutor):
-            def sample(self, potential, shards, *heard):
-                requests.extend(shards)
-                return super().sample(potential, shards, *heard)
-
-        watching = Watching(self.executor.prior, self.executor.encoder)
+        requests, watching = watched(self.executor)
         SteeredPrior(surrogate=ExactGP()).propose(
             self.observed(), watching, 4, seed=1, stage=lambda name: nullcontext()
         )

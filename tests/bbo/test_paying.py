@@ -22,6 +22,7 @@ from bbo.steering import SteeredPrior
 from oracles import processes
 from oracles.callables import FunctionOracle
 from oracles.command import CommandOracle
+from oracles.concurrency import Concurrent
 from oracles.errors import NotAccepted, Unanswered
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
@@ -380,9 +381,10 @@ class TestInterruptions:
             time.sleep(0.2)
             assert len(calls) == 1
 
-    def test_programs_end_with_the_second_ctrl_c(self, tmp_path):
+    @pytest.mark.parametrize("wrapped", [lambda program: program, Concurrent], ids=["alone", "concurrent"])
+    def test_programs_end_with_the_second_ctrl_c(self, tmp_path, wrapped):
         script = tmp_path / "slow.sh"
-        script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 300\n")
+        script.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pid\nexec sleep 300\n")
         script.chmod(0o755)
 
         has_begun = threading.Event()
@@ -393,11 +395,14 @@ class TestInterruptions:
             has_begun.set()
 
         threading.Thread(target=watch, daemon=True).start()
-        with self.interrupted(tmp_path / "c", CommandOracle((str(script),)), has_begun, 2) as campaign:
+        with self.interrupted(
+            tmp_path / "c", wrapped(CommandOracle((str(script),))), has_begun, 2
+        ) as campaign:
             with pytest.raises(KeyboardInterrupt):
                 campaign.run()
             assert campaign.ledger.counts().in_doubt > 0
-        assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+        begun = (tmp_path / "pid").read_text().split()
+        assert not [pid for pid in begun if Path(f"/proc/{pid}").exists()]
 
     def test_a_thread_whose_work_is_over_sends_nothing(self, tmp_path):
         refused = []

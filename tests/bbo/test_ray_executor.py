@@ -32,6 +32,7 @@ from oracles.wrappers import RateLimited
 from smc.priors.denoiser import Denoiser
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
+from smc.tempering import Constant
 from surrogate.acquisition import UCB
 from surrogate.features import Flatten, Standardizer
 from surrogate.gp import ExactGP
@@ -250,6 +251,31 @@ class Locked(UCB):
     lock: object = field(default_factory=threading.Lock)
 
 
+@dataclass(frozen=True)
+class Locking(Constant):
+    lock: object = field(default_factory=threading.Lock)
+
+
+class TestWork:
+    """What a crew does first, and what it takes for slow."""
+
+    def work(self, *costs):
+        from bbo.ray_executor.crew import Job, _Work
+
+        return _Work([Job("sample", (), cost) for cost in costs])
+
+    def test_the_longest_comes_first(self, cluster):
+        assert list(self.work(1, 3, 2, 3).waiting) == [1, 3, 2, 0]
+
+    def test_twice_the_median_is_slow(self, cluster):
+        work = self.work(1, 1, 1)
+        assert not work.is_slow(1e9)
+        for place, seconds in enumerate((1.0, 2.0, 9.0)):
+            work.finish(place, None, seconds)
+        assert not work.is_slow(4.0)
+        assert work.is_slow(4.1)
+
+
 class TestWorkers:
     def test_a_prior_can_be_loaded_where_the_worker_is(self, started, tmp_path):
         path = tmp_path / "prior.safetensors"
@@ -310,6 +336,9 @@ class TestWorkers:
         executor = started()
         with pytest.raises(ExecutorError, match="the belief of this round cannot be sent to another process"):
             executor.sample(replace(potential(), acquisition=Locked()), SHARDS)
+        locked = [replace(shard, config=replace(shard.config, tempering=Locking())) for shard in SHARDS]
+        with pytest.raises(ExecutorError, match="what a worker is to do cannot be sent to another process"):
+            executor.sample(potential(), locked)
 
     def test_other_versions_are_refused(self, started):
         from bbo.worker import Equipment, Worker
