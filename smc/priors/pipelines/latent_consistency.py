@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class LatentConsistencyPrior(LatentPrior):
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> LatentConsistencyPrior:
         """Load a LatentConsistencyModelPipeline from a folder or, at a pinned commit, from a hub.
 
         guidance_scale: what the network is told of guidance, on Stable Diffusion's scale. The others are as for
@@ -79,7 +79,7 @@ class LatentConsistencyPrior(LatentPrior):
         width: int | None = None,
         n_steps: int = 8,
         precision: Precision = Precision(),
-    ) -> Self:
+    ) -> LatentConsistencyPrior:
         """Return the prior of a loaded LatentConsistencyModelPipeline, whose networks it freezes and keeps."""
         unet = pipeline.unet
         if unet.config.time_cond_proj_dim is None:

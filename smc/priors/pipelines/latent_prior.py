@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -58,7 +57,7 @@ class LatentPrior(ABC):
     def steps(self) -> Steps:
         return self.chain.steps
 
-    def of_islands(self, island: Int[Tensor, " n"]) -> Self:
+    def of_islands(self, island: Int[Tensor, " n"]) -> LatentPrior:
         """Return the prior of n rows that belong to these islands."""
         return self if len(self.prompts) == 1 else replace(self, conditions=self.conditions.of(island))
 
@@ -87,7 +86,7 @@ class LatentPrior(ABC):
         """Return 16 hex digits that change with the weights, the prompts' embeddings, the chain and the size."""
         return self._fingerprint
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> LatentPrior:
         """Return the prior on another device. The pipeline's networks are moved, not copied."""
         self.network.to(device)
         self.decoder.vae.to(device)

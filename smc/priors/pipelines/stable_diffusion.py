@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class StableDiffusionPrior(LatentPrior):
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> StableDiffusionPrior:
         """Load a StableDiffusionPipeline from a folder or, at a pinned commit, from a hub.
 
         prompts, prompts_file: one prompt an island, in turn; a file has one a line. guidance_scale: of classifier-free
@@ -83,7 +83,7 @@ class StableDiffusionPrior(LatentPrior):
         n_steps: int = 50,
         eta: float = 1.0,
         precision: Precision = Precision(),
-    ) -> Self:
+    ) -> StableDiffusionPrior:
         """Return the prior of a loaded StableDiffusionPipeline, whose networks it freezes and keeps."""
         warn_of_cuts(prompts, [pipeline.tokenizer])
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)
@@ -134,7 +134,7 @@ class StableDiffusionXLPrior(LatentPrior):
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> StableDiffusionXLPrior:
         """Load a StableDiffusionXLPipeline from a folder or, at a pinned commit, from a hub.
 
         original_size, crop_top_left, target_size: (height, width) and (top, left) in pixels that the network is told;
@@ -182,7 +182,7 @@ class StableDiffusionXLPrior(LatentPrior):
         n_steps: int = 50,
         eta: float = 1.0,
         precision: Precision = Precision(),
-    ) -> Self:
+    ) -> StableDiffusionXLPrior:
         """Return the prior of a loaded StableDiffusionXLPipeline, whose networks it freezes and keeps."""
         warn_of_cuts(prompts, [pipeline.tokenizer, pipeline.tokenizer_2])
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class StableDiffusion3Prior(LatentPrior):
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> StableDiffusion3Prior:
         """Load a StableDiffusion3Pipeline from a folder or, at a pinned commit, from a hub.
 
         uses_t5: whether the third text encoder is loaded, by far the largest; the model works without it. The others
@@ -84,7 +84,7 @@ class StableDiffusion3Prior(LatentPrior):
         n_steps: int = 28,
         eta: float = 1.0,
         precision: Precision = Precision(),
-    ) -> Self:
+    ) -> StableDiffusion3Prior:
         """Return the prior of a loaded StableDiffusion3Pipeline, whose networks it freezes and keeps."""
         warn_of_cuts(prompts, [pipeline.tokenizer, pipeline.tokenizer_2])
         transformer = pipeline.transformer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class DDPMPrior:
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
-    ) -> Self:
+    ) -> DDPMPrior:
         """Load a DDPMPipeline or DDIMPipeline from a folder or, at a pinned commit, from a hub.
 
         Raises PriorError for what cannot be loaded.
@@ -64,7 +64,7 @@ class DDPMPrior:
         n_steps: int = 50,
         eta: float = 1.0,
         precision: Precision = Precision(checkpointing=False),
-    ) -> Self:
+    ) -> DDPMPrior:
         """Return the prior of a loaded pipeline, whose network it freezes and keeps."""
         if pipeline.unet.config.class_embed_type or pipeline.unet.config.num_class_embeds:
             raise PriorError(
@@ -119,7 +119,7 @@ class DDPMPrior:
         """Return 16 hex digits that change with the weights and the chain."""
         return self._fingerprint
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> DDPMPrior:
         """Return the prior on another device. The pipeline's network is moved, not copied."""
         self.unet.to(device)
         return self
