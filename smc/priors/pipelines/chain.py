@@ -138,8 +138,10 @@ class ConsistencyChain(Chain):
 def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> Chain:
     """Return the DDIM chain over the noise table of any of Stable Diffusion's schedulers.
 
-    Spacing, offset, the last ᾱ, prediction type and clipping are those of its config. Raises PriorError for more steps
-    than the table has and for dynamic thresholding, which mixes the pixels of an image.
+    Spacing, offset, the last ᾱ, prediction type and clipping are those of its config. Each step ends where the next
+    begins; diffusers' DDIMScheduler steps by n_train // n_steps instead, which is the same only where that divides and
+    the spacing is not linspace. Raises PriorError for more steps than the table has and for dynamic thresholding, which
+    mixes the pixels of an image.
     """
     from diffusers import DDIMScheduler
 
@@ -159,7 +161,8 @@ def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> Chain:
         {t: float(t) for t in ts},
         prediction,
         eta,
-        float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None,
+        # DDIM's own default is to clip, which is for pixels: a scheduler that does not know of clipping has none.
+        float(ddim.config.clip_sample_range) if scheduler.config.get("clip_sample", False) else None,
     )
 
 
@@ -177,7 +180,7 @@ def consistency_chain(scheduler: Any, n_steps: int) -> ConsistencyChain:
     lcm.set_timesteps(n_steps)
     ts = lcm.timesteps.tolist()
     scalings = {t: tuple(map(float, lcm.get_scalings_for_boundary_condition_discrete(t))) for t in ts}
-    clip = float(lcm.config.clip_sample_range) if lcm.config.clip_sample else None
+    clip = float(lcm.config.clip_sample_range) if scheduler.config.get("clip_sample", False) else None
     return ConsistencyChain(
         paired(ts),
         {**_levels(lcm, ts), CLEAN: (1.0, 0.0)},

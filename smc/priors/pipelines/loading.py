@@ -7,6 +7,7 @@ and the hub answers at once: otherwise one message says how to fetch it beforeha
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -54,10 +55,11 @@ def load_pipeline(
     folder = _located(path_or_id, revision, variant, local_files_only)
     index = _index(folder)
     _check_class(folder, index, prior)
-    _check_components(folder, index, variant, omitted)
     import diffusers
 
     kind = getattr(diffusers, index["_class_name"])
+    _check_index(folder, index, kind, omitted)
+    _check_components(folder, index, variant, omitted)
     left_out: dict[str, Any] = dict.fromkeys(omitted)
     if "safety_checker" in index:  # it replaces images by black ones, which no reward should see
         left_out |= {"safety_checker": None, "requires_safety_checker": False}
@@ -172,6 +174,19 @@ def _check_class(folder: Path, index: dict[str, Any], prior: str) -> None:
     expected = " or ".join(name for name, adapter in PRIORS.items() if adapter == prior)
     hint = f"; use {PRIORS[found]} for it" if found in PRIORS else ""
     raise PriorError(f"{prior} adapts a {expected}, and {folder} holds a {found}{hint}")
+
+
+def _check_index(folder: Path, index: dict[str, Any], kind: Any, omitted: tuple[str, ...]) -> None:
+    """Raise PriorError unless the index names every component that the class cannot do without."""
+    optional = {*kind._optional_components, "safety_checker", "requires_safety_checker", *omitted}
+    taken = inspect.signature(kind.__init__).parameters.values()
+    needed = [p.name for p in taken if p.name != "self" and p.default is p.empty and p.name not in optional]
+    missing = [name for name in needed if name not in index]
+    if missing:
+        raise PriorError(
+            f"{folder} lacks {', '.join(missing)}: its model_index.json does not name what a {kind.__name__} needs"
+            + ("; uses_t5 = false does without" if "text_encoder_3" in missing else "")
+        )
 
 
 def _check_components(
