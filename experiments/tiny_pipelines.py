@@ -1,4 +1,4 @@
-"""Pipelines of diffusers' own classes at toy size, with random weights: what examples, tests and benchmarks run offline.
+"""Pipelines of diffusers' own classes at toy size, their weights random: for examples, tests and benchmarks offline.
 
     python -m experiments.tiny_pipelines stable_diffusion FOLDER
 

@@ -5,9 +5,13 @@
     p(x_s|x_t) = N( a_s · x0 + √(b_s² - std²) · eps,  std² · I )
 
 Where a² + b² = 1 this is DDIM, eqs. 12 and 16 (Song et al. 2021, arXiv 2010.02502). For rectified flow, a = 1 - σ and
-b = σ, it is an Euler step of the ODE at η = 0: a_s·x0 + b_s·eps = x_t + (σ_s - σ_t)·(eps - x0). With η above 0 it is
-the step of an SDE that has the ODE's marginals (Albergo et al. 2023, arXiv 2303.08797): what DDIM calls a non-Markovian
-forward process is, for any a and b, a way of writing x_s from x0, x_t and new noise that keeps the law of x_s.
+b = σ, it is an Euler step of the ODE at η = 0: a_s·x0 + b_s·eps = x_t + (σ_s - σ_t)·(eps - x0). With η above 0 it is a
+step of an SDE with the ODE's marginals, which particles need to be told apart. As steps get small it tends to
+
+    dx = [ v + g²/(2σ) · (x + (1-σ)·v) ] dσ + g dw,        g² = 2η²·σ/(1-σ)
+
+the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), where v = eps - x0. Long steps keep a_s and b_s exactly, which
+Euler steps of that SDE do not (Wang and Yu 2025, arXiv 2509.05952).
 """
 
 from __future__ import annotations

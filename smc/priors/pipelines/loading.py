@@ -60,7 +60,8 @@ def load_pipeline(
     kind = getattr(diffusers, index["_class_name"])
     _check_index(folder, index, kind, omitted)
     _check_components(folder, index, variant, omitted)
-    left_out: dict[str, Any] = dict.fromkeys(omitted)
+    empty = [name for name, component in index.items() if component == [None, None]]
+    left_out: dict[str, Any] = dict.fromkeys([*omitted, *empty])
     if "safety_checker" in index:  # it replaces images by black ones, which no reward should see
         left_out |= {"safety_checker": None, "requires_safety_checker": False}
     try:

@@ -27,7 +27,6 @@ from smc.sampler import SamplerConfig, sample
 
 PROMPTS = ["a photo of a cat", "red house in the rain", "dog"]
 N_STEPS = 5
-WITHOUT_T5 = {"stable_diffusion_3": {"uses_t5": False}}
 FAMILIES = {
     "stable_diffusion": (StableDiffusionPipeline, StableDiffusionPrior),
     "stable_diffusion_xl": (StableDiffusionXLPipeline, StableDiffusionXLPrior),
@@ -89,7 +88,6 @@ def test_at_eta_0_images_are_the_pipelines_own(kind, guidance_scale, negative_pr
         guidance_scale=guidance_scale,
         n_steps=N_STEPS,
         eta=0.0,
-        **WITHOUT_T5.get(kind, {}),
     )
     assert isinstance(prior, Prior)
     x = latents(prior, 3)
@@ -114,7 +112,7 @@ def test_guidance_and_prompts_matter(folder):
         cls = LatentConsistencyPrior if kind == "latent_consistency" else FAMILIES[kind][1]
 
         def output(scale, prompts, cls=cls, kind=kind):
-            settings = {"guidance_scale": scale, "n_steps": N_STEPS, **WITHOUT_T5.get(kind, {})}
+            settings = {"guidance_scale": scale, "n_steps": N_STEPS}
             prior = cls.from_pretrained(folder(kind), prompts=prompts, **settings)
             with torch.no_grad():
                 return prior.denoise(latents(prior, 2), prior.steps[1][0]).eps
@@ -223,7 +221,7 @@ def test_the_ancestral_chain_is_ddpm(folder):
 
 
 def test_a_chain_that_ends_short_of_clean_data_has_no_noise_there(folder):
-    """Stable Diffusion's last step goes to the table's first level, not to clean data; it is deterministic all the same."""
+    """Stable Diffusion's last step goes to the table's first level, not to clean data; it has no noise all the same."""
     prior = StableDiffusionPrior.from_pretrained(
         folder("stable_diffusion"), prompts=["a cat"], n_steps=N_STEPS
     )
@@ -241,7 +239,7 @@ def test_a_chain_that_ends_short_of_clean_data_has_no_noise_there(folder):
 @pytest.mark.parametrize("kind", [*FAMILIES, "latent_consistency"])
 def test_each_island_has_its_own_prompt_whatever_the_chunks(kind, folder):
     cls = LatentConsistencyPrior if kind == "latent_consistency" else FAMILIES[kind][1]
-    prior = cls.from_pretrained(folder(kind), prompts=PROMPTS, n_steps=3, **WITHOUT_T5.get(kind, {}))
+    prior = cls.from_pretrained(folder(kind), prompts=PROMPTS, n_steps=3)
 
     def bright(x0, _island):
         return prior.decode(x0).flatten(1).mean(1) * 20
@@ -264,7 +262,7 @@ def test_each_island_has_its_own_prompt_whatever_the_chunks(kind, folder):
 def test_denoise_is_differentiable(kind, folder):
     """The gradient through network, guidance and decoder is that of finite differences."""
     cls = LatentConsistencyPrior if kind == "latent_consistency" else FAMILIES[kind][1]
-    prior = cls.from_pretrained(folder(kind), prompts=["a cat"], n_steps=3, **WITHOUT_T5.get(kind, {}))
+    prior = cls.from_pretrained(folder(kind), prompts=["a cat"], n_steps=3)
     for module in (prior.network, prior.decoder.vae):
         module.double()
     conditions = {name: tensor.double() for name, tensor in prior.conditions.positive.items()}
