@@ -44,14 +44,15 @@ def emd(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
     return float(cost[rows, columns].mean())
 
 
-def truncated_entropy(features: Float[Tensor, "n d"], n_eigenvalues: int = 20) -> float:
+def truncated_clip_entropy(features: Float[Tensor, "n d"], n_eigenvalues: int = 20) -> float:
     """Return the truncated CLIP entropy of image features, in nats: how much a set of images varies.
 
         K/2 · log(2πe) + 1/2 Σ_{i ≤ K} log λ_i,   λ_1 ≥ λ_2 ≥ … the eigenvalues of the features' covariance
 
     Ibarrola & Grace, "Measuring Diversity in Co-creative Image Generation" (arXiv 2403.13826): the entropy of a Gaussian
-    in the K directions in which CLIP features vary most. n images span n - 1 directions at most, so it takes more images than
-    eigenvalues; compare only sets of the same n and K. -inf where images vary in fewer than K directions.
+    in the K directions in which CLIP features vary most. n images span n - 1 directions at most, so it takes more images
+    than eigenvalues. Compare only sets of the same n, K and features: the authors' have no unit norm. -inf where images
+    vary in fewer than K directions.
 
     n_eigenvalues: K; 20 in the authors' code.
 
@@ -60,10 +61,10 @@ def truncated_entropy(features: Float[Tensor, "n d"], n_eigenvalues: int = 20) -
     n, d = features.shape
     if n_eigenvalues < 1 or n <= n_eigenvalues or d < n_eigenvalues:
         raise ValueError(
-            f"truncated_entropy with {n_eigenvalues} eigenvalues needs at least {n_eigenvalues + 1} images of at least "
+            f"truncated_clip_entropy with {n_eigenvalues} eigenvalues needs at least {n_eigenvalues + 1} images of at least "
             f"{n_eigenvalues} features, got {n} of {d}: pass more images or fewer eigenvalues (1 at least)"
         )
-    _check_finite("truncated_entropy", "features", features)
+    _check_finite("truncated_clip_entropy", "features", features)
     rows = features.detach().cpu().double()
     singular = torch.linalg.svdvals(rows - rows.mean(0))[:n_eigenvalues]
     rounding = torch.finfo(torch.float64).eps * max(n, d) * float(rows.abs().max())
@@ -109,8 +110,8 @@ def lpips_diversity(images: Float[Tensor, "n c h w"], network: str = "alex") -> 
     pairs = list(itertools.combinations(range(len(rgb)), 2))
     total = 0.0
     with torch.no_grad():
-        for part in itertools.batched(pairs, AT_ONCE):
-            left, right = zip(*part, strict=True)
+        for i in range(0, len(pairs), AT_ONCE):
+            left, right = zip(*pairs[i : i + AT_ONCE], strict=True)
             total += float(distance(rgb[list(left)], rgb[list(right)], normalize=True).double().sum())
     return total / len(pairs)
 

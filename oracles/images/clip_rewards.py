@@ -1,6 +1,6 @@
 """How well an image matches its prompt, by the cosine of two CLIP vectors: CLIPScore, PickScore and HPSv2.
 
-    CLIPScore   2.5 · max(cos, 0)          Hessel et al. 2021, arXiv 2104.08718, eq. of section 3; jmhessel/clipscore
+    CLIPScore   2.5 · max(cos, 0)          Hessel et al. 2021, arXiv 2104.08718; jmhessel/clipscore
     PickScore   exp(logit_scale) · cos     Kirstain et al. 2023, arXiv 2305.01569; yuvalkirstain/PickScore
     HPSv2       cos                        Wu et al. 2023, arXiv 2306.09341; tgxs002/HPSv2, hpsv2/img_score.py
 
