@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oracles.images.clip import Clip
+from oracles.images.loading import PathOrId
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class ClipFeatures:
 
     @classmethod
     def load(
-        cls, model: str | Path, revision: str | None = None, local_files_only: bool = False
+        cls, model: PathOrId | Path, revision: str | None = None, local_files_only: bool = False
     ) -> ClipFeatures:
         """Return the encoder of the CLIP in a folder, or of a hub id at a commit (see `Clip.load`).
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oracles.images.clip import Clip
+from oracles.images.loading import PathOrId
 from oracles.images.preprocessing import padded
 from oracles.images.texts import check_prompts
 
@@ -38,7 +39,7 @@ class ClipScore:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str | torch.device = "cpu",
@@ -69,7 +70,7 @@ class PickScore:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str | torch.device = "cpu",
@@ -102,7 +103,7 @@ class HPSv2:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str | torch.device = "cpu",

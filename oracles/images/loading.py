@@ -1,9 +1,9 @@
 """Weights from a folder or from a model hub, under one set of rules.
 
-    safetensors only     other formats can run code while they are read
-    a pinned commit      a hub id without the 40 hex digits of its commit may be another model tomorrow
-    no waiting           what is not there and cannot be fetched is said at once, with the command that fetches it
-    no code              only classes of transformers are loaded, never code that comes with weights
+safetensors only     other formats can run code while they are read
+a pinned commit      a hub id without the 40 hex digits of its commit may be another model tomorrow
+no waiting           what is not there and cannot be fetched is said at once, with the command that fetches it
+no code              only classes of transformers are loaded, never code that comes with weights
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from oracles.errors import OracleError
 
+PathOrId = NewType("PathOrId", str)
+"""A model's folder, or its "owner/name" on a hub."""
 CONNECT_S = 1.5
 """How long the hub has to answer before it counts as out of reach."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -106,7 +108,9 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def pretrained(kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **settings: Any) -> torch.nn.Module:
+def pretrained(
+    kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **settings: Any
+) -> torch.nn.Module:
     """Return a network of transformers, complete. Raises OracleError for another checkpoint, or one with gaps.
 
     kind: a class of transformers.
@@ -181,7 +185,9 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  a 
 
 
 def _no_safetensors(where: str, names: list[str]) -> str:
-    others = [name for name in names if Path(name).suffix in {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"}]
+    others = [
+        name for name in names if Path(name).suffix in {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"}
+    ]
     came = f"only {', '.join(others)}" if others else "no weights"
     return (
         f"expected weights as safetensors in {where}, got {came}; where you trust the file, load it with transformers "
