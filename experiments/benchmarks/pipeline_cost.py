@@ -1,13 +1,13 @@
 """What sampling from a diffusers pipeline costs beyond its networks: `sample` against a bare loop of the same networks.
 
-step_ratio           time of `sample` a step over the bare loop's, with the twist that makes the same calls, for the slowest
-                     of four families of tiny pipelines; on a CUDA device for one of Stable Diffusion 1.5's size
-step_ratio_KIND      the same for each family
-default_ratio        the same with the default twist, which decodes and values images once more a step, without a gradient
-memory_ratio         peak memory of `sample` over the bare loop's, above what is resident before either
-gib_per_particle     what one more particle takes at 512 × 512 in float32, for networks of Stable Diffusion 1.5's size
-gib_at_rest          those networks themselves
-particles_24gb       the most that 24 GB hold at a time by those two numbers, and 80 GB
+step_ratio         time of `sample` a step over the bare loop's, with the twist that makes the same calls, for the slowest of
+                   four families of tiny pipelines; on a CUDA device for one of Stable Diffusion 1.5's size
+step_ratio_KIND    the same for each family
+default_ratio      the same with the default twist, which decodes and values images once more a step, without gradient
+memory_ratio       peak memory of `sample` over the bare loop's, above what is resident before either
+gib_per_particle   what one more particle takes at 512 × 512 in float32, for networks of Stable Diffusion 1.5's size
+gib_at_rest        those networks themselves
+particles_24gb     the most that 24 GB hold at a time by those two numbers, and 80 GB
 particles_80gb
 
 The bare loop predicts, guides, decodes and takes one gradient a step, through the same modules with the same settings:
