@@ -1,7 +1,7 @@
 """What sampling from a diffusers pipeline costs beyond its networks: `sample` against a bare loop of the same networks.
 
-step_ratio         time of `sample` a step over the bare loop's, with the twist that makes the same calls, for the slowest of
-                   four families of tiny pipelines; on a CUDA device for one of Stable Diffusion 1.5's size
+step_ratio         time of `sample` a step over the bare loop's, with the twist that makes the same calls: the slowest
+                   of four families of tiny pipelines; on a CUDA device for one of Stable Diffusion 1.5's size
 step_ratio_KIND    the same for each family
 default_ratio      the same with the default twist, which decodes and values images once more a step, without gradient
 memory_ratio       peak memory of `sample` over the bare loop's, above what is resident before either
