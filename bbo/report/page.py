@@ -23,6 +23,7 @@ from bbo.report.figures import plotly_script, prediction_figure, progress_figure
 from bbo.report.gallery import Exhibits, collect, common_frame, drawings
 from bbo.report.html import captioned, card, count, fold, moment, plot, script_hash, section, table
 from bbo.report.numbers import Account, Calibration, belief, failure_reasons, number
+from bbo.report.wings import Hanging, hang, images_section
 from oracles.base import Gallery
 
 N_TOP = 16
@@ -96,11 +97,12 @@ def write_report(
 def _page(ledger: Ledger, gallery: Gallery | None) -> str:
     account = Account.of(ledger)
     exhibits = collect(ledger, account.best(N_DESIGNS), N_REFERENCES, gallery)
+    hanging = Hanging.nothing() if exhibits.are_drawn else hang(ledger, account)
     sections = [
         _header(account),
         _progress(account, exhibits),
         f'<div class="pair">{_predictions(account)}{_sampler(ledger, account)}</div>',
-        _gallery(account, exhibits),
+        images_section(account, hanging) if hanging.wings else _gallery(account, exhibits, hanging.notes),
         f'<div class="pair">{_top(account)}{_failures(account)}</div>',
         _doubts(account),
         _record(account),
@@ -212,9 +214,9 @@ def _sampler(ledger: Ledger, account: Account) -> str:
 
 
 # ------------------------------------------------------------------- designs
-def _gallery(account: Account, exhibits: Exhibits) -> str:
+def _gallery(account: Account, exhibits: Exhibits, more_notes: Sequence[str]) -> str:
     best = account.best(N_DESIGNS)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in exhibits.notes)
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in (*exhibits.notes, *more_notes))
     outlines = [*exhibits.outlines, *exhibits.reference_outlines]
     if not outlines:
         about = "" if best else "No design has a value yet."
