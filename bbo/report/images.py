@@ -32,9 +32,10 @@ _HALF_STEP = 0.5 / 255
 
 # ------------------------------------------------------------------- the rule
 def has_image_shape(design: Tensor) -> bool:
-    """Return whether a design has the shape of an image."""
+    """Return whether a design has the shape of an image, and real numbers."""
     channels, sides = tuple(design.shape[:-2]), design.shape[-2:]
-    return len(sides) == 2 and min(sides) >= MIN_SIDE and channels in ((), (1,), (3,))
+    is_real, has_sides = not design.is_complex(), len(sides) == 2
+    return is_real and has_sides and min(sides) >= MIN_SIDE and channels in ((), (1,), (3,))
 
 
 def share_in_range(designs: Sequence[Tensor]) -> float:

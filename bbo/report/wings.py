@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import torch
 from torch import Tensor
 
 from bbo.ledger import Ledger, Query, QueryState
@@ -80,8 +81,9 @@ def hang(ledger: Ledger, account: Account) -> Hanging:
 # ------------------------------------------------------------------- which designs
 def _best(account: Account) -> Wing:
     ranked = account.best(len(account.queries) + len(account.given))
-    about = f"{_first(len(ranked))} with a value" if ranked else "No design has a value yet."
-    return Wing("best", "Best of this campaign", about, ranked[:N_IMAGES])
+    best = ranked[:N_IMAGES]
+    about = f"{len(best)} of {len(ranked)} with a value" if ranked else "No design has a value yet."
+    return Wing("best", "Best of this campaign", about, best)
 
 
 def _prior(account: Account) -> Wing:
@@ -124,11 +126,16 @@ def _read(ledger: Ledger, queries: Sequence[Query]) -> tuple[dict[int, Tensor], 
         # The data may be a stranger's: a blob that cannot be read costs the report its own images, and is said.
         try:
             rows = ledger.blobs.get_tensors(artifact)["design"]
-            designs |= {q.id: rows[q.row].clone() for q in members}
+            designs |= {q.id: _as_numbers(rows[q.row]) for q in members}
         except Exception as error:
             reason = reason or shortened(f"{type(error).__name__}: {' '.join(str(error).split())}")
     n_lost = len(queries) - len(designs)
     return designs, [f"{n_lost} of {len(queries)} designs cannot be read: {reason}"] if n_lost else []
+
+
+def _as_numbers(design: Tensor) -> Tensor:
+    """Return a copy, so that the rest of its blob can go, in a kind of number that everything can be asked of."""
+    return design.clone() if design.is_complex() else design.to(torch.float32, copy=True)
 
 
 def _clipped(designs: Sequence[Tensor]) -> list[str]:
@@ -138,7 +145,7 @@ def _clipped(designs: Sequence[Tensor]) -> list[str]:
         return []
     n_designs = sum(n > 0 for n in counts)
     return [
-        f"{sum(counts)} of the {sum(design.numel() for design in designs)} numbers shown are outside 0 … 1 or not "
+        f"{sum(counts):,} of the {sum(design.numel() for design in designs):,} numbers shown are outside 0 … 1 or not "
         f"finite, in {n_designs} of {len(designs)} designs: drawn as the nearer end, NaN as black."
     ]
 

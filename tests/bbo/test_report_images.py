@@ -1,4 +1,4 @@
-"""Reports of campaigns whose designs are images: the best beside the prior's and the last batch, as PNGs in the page."""
+"""Reports of campaigns whose designs are images: the best beside the prior's, and the last batch."""
 
 import base64
 import io
@@ -129,7 +129,7 @@ class TestCampaign:
         captions = [f"{number(value[id_])} query {id_}" for id_ in shown]
         for first in (0, 16, 32):
             assert " ".join(captions[first : first + 16]) in page.text
-        assert "Best of this campaign first 16 of 60 with a value" in page.text
+        assert "Best of this campaign 16 of 60 with a value" in page.text
         assert "The prior first 16 of 20 draws" in page.text
         assert "Last batch first 16 of 20 designs of round 2" in page.text
         assert "Images of 8 × 8 pixels" in page.text
@@ -160,6 +160,12 @@ class TestRule:
     )
     def test_nothing_else_has(self, shape: tuple[int, ...]) -> None:
         assert not has_image_shape(torch.zeros(shape))
+
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.bfloat16, torch.bool])
+    def test_any_kind_of_number_leaves_a_report(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        with _create(tmp_path) as ledger:
+            _round(ledger, torch.ones(1, 8, 8).to(dtype), [1.0])
+        assert len(_pictures(_report(tmp_path))) == (0 if dtype.is_complex else 2)
 
     def test_the_share_in_range_is_of_finite_numbers_and_lets_a_tenth_over(self) -> None:
         one = torch.tensor([[-0.11, -0.09, 0.5, 1.09], [1.11, math.nan, math.inf, -math.inf]])
