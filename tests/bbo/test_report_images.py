@@ -132,6 +132,9 @@ class TestCampaign:
         assert "Best of this campaign 16 of 60 with a value" in page.text
         assert "The prior first 16 of 20 draws" in page.text
         assert "Last batch first 16 of 20 designs of round 2" in page.text
+        assert [a["alt"] for tag, a in page.tags if tag == "img"] == [
+            f"design of query {id_}" for id_ in shown
+        ]
         assert "Images of 8 × 8 pixels" in page.text
         assert "svg" not in [tag for tag, _ in page.tags]
 
