@@ -1,9 +1,10 @@
 """Designs that are images, as PNG files inside a page: 0 is black, 1 is white, channels are red, green and blue.
 
-Whether designs are images is told by their numbers alone. They are, when
+Whether designs are images is told by the ledger alone, without the oracle or the prior. They are, when
 
-- every one has the shape (h, w), (1, h, w) or (3, h, w) with h and w at least 4, and
-- at least nine tenths of all their finite numbers lie in 0 … 1, or no more than a tenth beyond.
+- nobody is there who draws them as outlines (`bbo.report.gallery`),
+- every one that is to be shown has the shape (h, w), (1, h, w) or (3, h, w) with h and w at least 4, and
+- at least nine tenths of all their finite numbers lie in 0 … 1, or no more than 0.1 beyond.
 
 A decoder leaves some numbers just outside: those are clipped, as every image writer does. Nine tenths keep out
 matrices of standard normal numbers (two fifths of which lie there), grey values up to 255, and images in -1 … 1.

@@ -78,7 +78,8 @@ def write_report(
     """Write the report of the campaign in `directory` and return its path: `out`, or DIRECTORY/report.html.
 
     database: URL of the PostgreSQL database that holds its ledger; None for a file in the directory.
-    gallery: how designs look; None for the built-in oracle that the config names, if it can draw.
+    gallery: how designs look; None for the built-in oracle that the config names, if it can draw. Where nobody
+        draws them, designs that are images are shown as such (`bbo.report.images`), and others as numbers.
 
     Raises CampaignError when there is no campaign, LedgerError when its ledger cannot be read, ReportError
     when the file cannot be written.

@@ -72,7 +72,7 @@ def hang(ledger: Ledger, account: Account) -> Hanging:
     if (share := share_in_range(shown)) < MIN_SHARE:
         note = (
             "The designs are listed as numbers: they have the shape of images, but only "
-            f"{share:.1%} of their numbers lie in 0 … 1."
+            f"{share:.1%} of their numbers lie in 0 … 1 or near it."
         )
         return Hanging.nothing(note)
     return Hanging(wings, designs, [*notes, *_clipped(shown)])
