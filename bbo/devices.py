@@ -37,9 +37,10 @@ def check_present(device: str) -> None:
 
 
 def moved(part: Any, device: str) -> Any:
-    """Return a prior or an encoder on a device, and leave the one that was given where it is.
+    """Return a prior or an encoder on a device; "cpu" returns it as it is.
 
-    Raises ExecutorError for one that cannot be moved.
+    A module is copied before it is moved. A prior decides that itself: one of gigabytes moves and is not copied, so it
+    is gone from where it was. Raises ExecutorError for what cannot be moved.
     """
     if device == "cpu":
         return part
@@ -48,7 +49,7 @@ def moved(part: Any, device: str) -> Any:
             f"{type(part).__name__} has no method to(device), so it cannot run on {device}; sample on the CPU "
             "(executor.device: cpu, or for Ray gpus_per_worker: 0)"
         )
-    if isinstance(part, torch.nn.Module):  # alone among all that has this method, it moves itself
+    if isinstance(part, torch.nn.Module):  # it would move in place, and its owner did not ask for that
         part = copy.deepcopy(part)
     return part.to(device)
 

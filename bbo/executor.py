@@ -130,7 +130,7 @@ class LocalExecutor:
     def on(
         cls, device: str, prior: Prior, encoder: Encoder, *, max_batch: int | None = None
     ) -> LocalExecutor:
-        """Return an executor of copies of prior and encoder on a device.
+        """Return an executor that computes on a device, to which prior and encoder are moved (`bbo.devices.moved`).
 
         Raises ExecutorError for a prior that cannot be moved.
         """

@@ -88,7 +88,7 @@ class TestDevices:
     def executor(self, encoder=Flatten()):
         return LocalExecutor.on("meta", Far(torch.zeros(3)), encoder, max_batch=2)
 
-    def test_prior_and_encoder_are_moved_as_copies(self):
+    def test_prior_and_encoder_are_moved_and_the_owners_stay_where_they_are(self):
         prior, encoder = Far(torch.zeros(3)), Probe()
         executor = LocalExecutor.on("meta", prior, encoder, max_batch=7)
         assert executor.prior.mean.device.type == executor.encoder.weight.device.type == "meta"

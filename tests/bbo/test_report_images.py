@@ -187,7 +187,7 @@ class TestRule:
             _round(ledger, design.reshape(1, 1, 8, 8), [1.0])
         page = _report(tmp_path)
         assert bool(_pictures(page)) is is_shown
-        told = "listed as numbers: they have the shape of images, but only 89.1% of their numbers lie in 0 … 1 or near it"
+        told = "they have the shape of images, but only 89.1% of their numbers lie in 0 … 1 or near it"
         assert (told in page.text) is not is_shown
         assert (["query", "value", *(f"x{i}" for i in range(24))] in page.rows) is not is_shown
 
