@@ -88,7 +88,7 @@ def _best(account: Account) -> Wing:
 
 def _prior(account: Account) -> Wing:
     draws = [q for q in account.queries if _origin(q) == "prior"]
-    about = f"{_first(len(draws))} draws"
+    about = f"{_first(len(draws))} {'draw' if len(draws) == 1 else 'draws'}"
     if not draws:
         about = "No query of this campaign says that it was drawn from the prior itself, so none is shown."
     return Wing("prior", "The prior", about, draws[:N_IMAGES])
@@ -103,7 +103,7 @@ def _last(account: Account) -> Wing:
     if all(_origin(q) == "prior" for q in batch):
         about = "Drawn from the prior too: nothing steers the sampler yet."
         return Wing("last", "Last batch", about, [])
-    about = f"{_first(len(batch))} designs of round {batch[0].round}"
+    about = f"{_first(len(batch))} {'design' if len(batch) == 1 else 'designs'} of round {batch[0].round}"
     return Wing("last", "Last batch", about, batch[:N_IMAGES])
 
 

@@ -333,6 +333,17 @@ class TestWings:
         assert [p[0, 0] for p in _pictures(page)] == [0, 0, 1]
         assert "Last batch Drawn from the prior too: nothing steers the sampler yet." in page.text
 
+    def test_a_batch_that_is_the_priors_in_part_is_shown_whole(self, tmp_path: Path) -> None:
+        with _create(tmp_path) as ledger:
+            artifact = ledger.blobs.put_tensors({"design": _shades(2, 8, 8)})
+            proposals = [
+                Proposal(row, provenance={"from": source}) for row, source in enumerate(("prior", "target"))
+            ]
+            ledger.reserve(0, 7, proposals, artifact, {})
+        page = _report(tmp_path)
+        assert [p[0, 0] for p in _pictures(page)] == [0, 0, 1]
+        assert "The prior 1 draw waiting query 1 Last batch 2 designs of round 0 waiting" in page.text
+
     def test_where_all_failed_the_prior_is_shown_all_the_same(self, tmp_path: Path) -> None:
         with _create(tmp_path) as ledger:
             _round(ledger, _shades(2, 8, 8), ["no", "no"])
