@@ -198,6 +198,14 @@ class TestRule:
         assert ["query", "value", *(f"x{i}" for i in range(9))] in page.rows
         assert "image" not in page.text
 
+    def test_one_design_that_is_no_image_makes_all_none(self, tmp_path: Path) -> None:
+        with _create(tmp_path) as ledger:
+            _round(ledger, _shades(2, 8, 8), [1.0, 2.0])
+            _round(ledger, _shades(2, 3, 3), [None, None], "target")
+        page = _report(tmp_path)
+        assert not _pictures(page)
+        assert ["query", "value", *(f"x{i}" for i in range(24))] in page.rows
+
     def test_where_somebody_draws_outlines_they_are_drawn(self, tmp_path: Path) -> None:
         class Squares:
             def outline(self, design: Tensor) -> Tensor:
@@ -343,6 +351,13 @@ class TestWings:
         page = _report(tmp_path)
         assert [p[0, 0] for p in _pictures(page)] == [0, 0, 1]
         assert "The prior 1 draw waiting query 1 Last batch 2 designs of round 0 waiting" in page.text
+
+    def test_where_everything_was_given_there_is_no_batch(self, tmp_path: Path) -> None:
+        with _create(tmp_path) as ledger:
+            give(ledger, _shades(2, 8, 8), [Evaluation.of(1.0), Evaluation.of(2.0)], "last year")
+        page = _report(tmp_path)
+        assert [p[0, 0] for p in _pictures(page)] == [1, 0]
+        assert "Last batch Nothing was proposed yet." in page.text
 
     def test_where_all_failed_the_prior_is_shown_all_the_same(self, tmp_path: Path) -> None:
         with _create(tmp_path) as ledger:
