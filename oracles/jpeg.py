@@ -36,8 +36,7 @@ class JpegSizeOracle:
     is_idempotent: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 95:
-            raise OracleError(f"jpeg oracle: quality must be between 1 and 95, got {self.quality}")
+        check_quality(self.quality)
         if self.design_shape is not None and not _is_image(self.design_shape):
             raise OracleError(f"jpeg oracle: {_EXPECTED}, got design_shape {self.design_shape}")
 
@@ -50,12 +49,26 @@ class JpegSizeOracle:
     def _one(self, design: Float[Tensor, "*design"]) -> Evaluation:
         if (fault := not_finite(design)) is not None:
             return Evaluation.failed(fault)
-        pixels = (design.double().clamp(0, 1) * 255).round().to(torch.uint8)
-        if pixels.dim() == 3:
-            pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-        file = io.BytesIO()
-        Image.fromarray(pixels.contiguous().numpy()).save(file, format="JPEG", quality=self.quality)
-        return Evaluation.of(file.tell() / 1000)
+        return Evaluation.of(kilobytes(design, self.quality))
+
+
+def kilobytes(image: Float[Tensor, "*image"], quality: int) -> float:
+    """Return the thousands of bytes of one finite image as a JPEG file, as Pillow writes it.
+
+    image: on the CPU, (channels, height, width) with 1 or 3 channels, or (height, width).
+    """
+    pixels = (image.double().clamp(0, 1) * 255).round().to(torch.uint8)
+    if pixels.dim() == 3:
+        pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(pixels.contiguous().numpy()).save(file, format="JPEG", quality=quality)
+    return file.tell() / 1000
+
+
+def check_quality(quality: int) -> None:
+    """Raise OracleError for a quality that JPEG does not have."""
+    if not 1 <= quality <= 95:
+        raise OracleError(f"jpeg oracle: quality must be between 1 and 95, got {quality}")
 
 
 _EXPECTED = "expected images of shape (1 or 3, height, width) or (height, width), up to 65,500 a side"

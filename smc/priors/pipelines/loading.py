@@ -57,7 +57,8 @@ def load_pipeline(
     _check_class(folder, index, prior)
     import diffusers
 
-    kind = getattr(diffusers, index["_class_name"])
+    with _quietly():
+        kind = getattr(diffusers, index["_class_name"])
     _check_index(folder, index, kind, omitted)
     _check_components(folder, index, variant, omitted)
     empty = [name for name, component in index.items() if component == [None, None]]
@@ -86,16 +87,25 @@ def load_pipeline(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep diffusers' progress bar, of a second or two, off the terminal."""
-    from diffusers.utils import logging
+    """Keep progress bars of a second, and advice on packages that are not needed, off the terminal."""
+    from diffusers.utils import is_transformers_available, logging
 
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    talkers = [logging]
+    if is_transformers_available():
+        from transformers.utils import logging as of_transformers
+
+        talkers.append(of_transformers)
+    before = [(talker, talker.get_verbosity(), talker.is_progress_bar_enabled()) for talker in talkers]
+    for talker in talkers:
+        talker.set_verbosity_error()
+        talker.disable_progress_bar()
     try:
         yield
     finally:
-        if was_on:
-            logging.enable_progress_bar()
+        for talker, verbosity, had_bar in before:
+            talker.set_verbosity(verbosity)
+            if had_bar:
+                talker.enable_progress_bar()
 
 
 # ---------------------------------------------------------------- where it is

@@ -1,0 +1,36 @@
+"""Prompts as token ids."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from oracles.errors import OracleError
+
+
+def check_prompts(prompts: Sequence[str], n: int) -> None:
+    """Raise OracleError unless there is one prompt for each of n images."""
+    if isinstance(prompts, str):
+        raise OracleError(f"expected one prompt an image, got the single text {prompts!r:.80}; pass [prompt] * n")
+    if len(prompts) != n:
+        raise OracleError(f"expected one prompt an image, got {len(prompts)} prompts for {n} images")
+
+
+def tokenized(tokenizer: Any, prompt: str, limit: int) -> Mapping[str, Tensor]:
+    """Return the ids and the mask of a prompt of at most `limit` tokens, as tensors with one row, padded to the limit.
+
+    Warns of what is cut from a longer one.
+    """
+    ids = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+    if len(ids) > limit:
+        # The last token ends the text and stays.
+        lost = tokenizer.decode(ids[limit - 1 : -1])
+        warnings.warn(
+            f"the prompt has {len(ids)} tokens and the network reads {limit}: not read is {lost!r}", stacklevel=2
+        )
+    return tokenizer(  # type: ignore[no-any-return]
+        [prompt], padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
+    )

@@ -1,0 +1,96 @@
+"""Real CLIP and BLIP of transformers at toy size, on disk as published ones are: with a tokenizer written by hand."""
+
+import json
+import string
+from pathlib import Path
+
+import torch
+from torch import Generator
+
+WORDS = ["cat", "dog", "photo", "red"]
+"""Words of one token; all others are spelt."""
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIP tokenizer of lower-case letters and a few words."""
+    letters = list(string.ascii_lowercase + string.digits + string.punctuation)
+    merges, pieces = [], []
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges.append(f"{parts[0]} {parts[1]}")
+            parts = [parts[0] + parts[1], *parts[2:]]
+            pieces.append(parts[0])
+    tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *pieces])
+    vocabulary = [*tokens, "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+
+
+def write_clip(folder: Path, seed: int = 0, n_features: int = 8, image_size: int = 16, n_tokens: int = 12) -> Path:
+    """Write a CLIP with two layers a tower and weights large enough that images and texts differ; return the folder."""
+    from transformers import CLIPConfig, CLIPModel
+
+    write_tokenizer(folder)
+    end = len(json.loads((folder / "vocab.json").read_text())) - 1
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    text = {**layers, **ids, "vocab_size": end + 1, "max_position_embeddings": n_tokens}
+    vision = {**layers, "image_size": image_size, "patch_size": image_size // 2}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=n_features)
+    model = CLIPModel(config)
+    fill(model, seed)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_blip_tokenizer(folder: Path) -> None:
+    """Write vocab.txt of a BERT tokenizer of letters and a few words."""
+    letters = [f"{mark}{letter}" for mark in ("", "##") for letter in string.ascii_lowercase]
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *letters, *WORDS]) + "\n")
+
+
+def write_image_reward(folder: Path, seed: int = 0) -> Path:
+    """Write an ImageReward folder: vision/, text/, a head of two layers and a tokenizer; return the folder."""
+    from safetensors.torch import save_file
+    from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+    write_blip_tokenizer(folder)
+    words = len((folder / "vocab.txt").read_text().split())
+    layers = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = BlipVisionModel(BlipVisionConfig(**layers, hidden_size=16, image_size=16, patch_size=8, layer_norm_eps=1e-6))
+    text_config = BlipTextConfig(**layers, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
+    text = BlipTextModel(text_config, add_pooling_layer=False)
+    for place, model in (("vision", vision), ("text", text)):
+        fill(model, seed)
+        model.save_pretrained(folder / place)
+    save_file(head(12, 5, 1, seed=seed), folder / "head.safetensors")
+    return folder
+
+
+def head(*sizes: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return the tensors of a stack of linear layers with these sizes, numbered as with dropout between them."""
+    generator = Generator().manual_seed(seed)
+    made = {}
+    for i, (into, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        made[f"layers.{2 * i}.weight"] = torch.randn(out, into, generator=generator)
+        made[f"layers.{2 * i}.bias"] = torch.randn(out, generator=generator)
+    return made
+
+
+def fill(model: torch.nn.Module, seed: int) -> None:
+    """Draw all matrices from a normal distribution, large enough that outputs depend on inputs."""
+    generator = Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+
+
+def images(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
+    """Return random images."""
+    return torch.rand(n, *shape, generator=Generator().manual_seed(seed))
