@@ -139,6 +139,30 @@ def ddpm(changes: dict[str, Any]) -> Any:
     return DDPMPipeline(unet, DDPMScheduler(**{"beta_schedule": "squaredcos_cap_v2", **changes}))
 
 
+def sd15_sized() -> Any:
+    """Return a StableDiffusionPipeline whose UNet and VAE have the size of version 1.5; not tiny, and untrained."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    vae = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=512,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=_text_encoder(width=768),
+        tokenizer=_tokenizer(),
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        scheduler=PNDMScheduler(**_SD_SCHEDULE, set_alpha_to_one=False, skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "stable_diffusion": stable_diffusion,
     "stable_diffusion_xl": stable_diffusion_xl,
@@ -189,14 +213,14 @@ def _vae(**changes: Any) -> Any:
     )
 
 
-def _text_encoder(*, has_projection: bool = False) -> Any:
+def _text_encoder(*, has_projection: bool = False, width: int = WIDTH) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=len(_vocabulary()),
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=2,
         max_position_embeddings=N_TOKENS,
