@@ -25,14 +25,15 @@ def check_name(device: str) -> None:
 
 
 def check_present(device: str) -> None:
-    """Raise ConfigError for a device that is not there, or computes nothing."""
+    """Raise ConfigError for what names no device, or one that is not there or computes nothing."""
+    check_name(device)
     # What torch raises for a device that it was not built for differs from kind to kind.
     try:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split())[:_REASON_LENGTH]
         raise ConfigError(
-            f"the executor's device {device!r} is not there: {reason}; this machine has {', '.join(_present())}"
+            f"the device {device!r} is not there: {reason}; this machine has {', '.join(_present())}"
         ) from error
 
 
