@@ -16,8 +16,8 @@ from bbo.align import Alignment
 from bbo.config.files import apply, read_file
 from bbo.config.models import align_file_model
 from bbo.config.parts import built
+from bbo.devices import check_present, moved
 from bbo.errors import BboError, ConfigError
-from bbo.worker import moved
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,10 @@ def load_align_plan(path: Path, overrides: Sequence[str] = ()) -> AlignPlan:
     if mistakes:
         raise ConfigError("\n".join([f"{path}:", *mistakes]))
     section = parts["align"]
+    try:
+        check_present(section.device)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:\n  align.device: {error}") from error
     try:
         alignment = Alignment(
             moved(parts["prior"], section.device),

@@ -233,3 +233,5 @@ def test_what_a_prior_refuses_is_told_with_its_section(config, tmp_path):
 def test_a_device_that_is_not_there(config):
     with pytest.raises(ConfigError, match=r"align\.device: .*nonsense"):
         load_align_plan(config, ["align.device=nonsense"])
+    with pytest.raises(ConfigError, match=r"align\.device: the device 'meta' is not there"):
+        load_align_plan(config, ["align.device=meta"])
