@@ -88,7 +88,11 @@ class _Scorer(torch.nn.Module):
     """Image and prompt → the head's number."""
 
     def __init__(
-        self, vision: torch.nn.Module, text: torch.nn.Module, weight: Float[Tensor, " d"], bias: Float[Tensor, ""]
+        self,
+        vision: torch.nn.Module,
+        text: torch.nn.Module,
+        weight: Float[Tensor, " d"],
+        bias: Float[Tensor, ""],
     ) -> None:
         super().__init__()
         self.vision, self.text = vision, text
@@ -110,6 +114,8 @@ def _read(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
     vision = pretrained(BlipVisionModel, folder / "vision", "blip_vision_model", dtype)
     text: Any = pretrained(BlipTextModel, folder / "text", "blip_text_model", dtype, add_pooling_layer=False)
     if not text.config.is_decoder:
-        raise OracleError(f"the text encoder in {folder / 'text'} has no cross-attention, so it sees no image")
+        raise OracleError(
+            f"the text encoder in {folder / 'text'} has no cross-attention, so it sees no image"
+        )
     head = linear_head(folder / "head.safetensors", text.config.hidden_size)
     return _Scorer(vision, text, *head), vocabulary(BertTokenizer, folder)

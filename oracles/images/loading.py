@@ -1,9 +1,9 @@
 """Weights from a folder or from a model hub, under one set of rules.
 
-    safetensors only     other formats can run code while they are read
-    a pinned commit      a hub id without the 40 hex digits of its commit may be another model tomorrow
-    no waiting           what is not there and cannot be fetched is said at once, with the command that fetches it
-    no code              only classes of transformers are loaded, never code that comes with weights
+safetensors only     other formats can run code while they are read
+a pinned commit      a hub id without the 40 hex digits of its commit may be another model tomorrow
+no waiting           what is not there and cannot be fetched is said at once, with the command that fetches it
+no code              only classes of transformers are loaded, never code that comes with weights
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def pretrained(kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **settings: Any) -> torch.nn.Module:
+def pretrained(
+    kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **settings: Any
+) -> torch.nn.Module:
     """Return a network of transformers, complete. Raises OracleError for another checkpoint, or one with gaps.
 
     kind: a class of transformers.
@@ -181,7 +183,9 @@ def _digest(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001  a 
 
 
 def _no_safetensors(where: str, names: list[str]) -> str:
-    others = [name for name in names if Path(name).suffix in {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"}]
+    others = [
+        name for name in names if Path(name).suffix in {".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5"}
+    ]
     came = f"only {', '.join(others)}" if others else "no weights"
     return (
         f"expected weights as safetensors in {where}, got {came}; where you trust the file, load it with transformers "

@@ -93,9 +93,7 @@ _HELD: WeakValueDictionary[tuple[Reader, str, torch.device], Network] = WeakValu
 _LOCK = threading.Lock()
 
 
-def _same(
-    reader: Reader, source: Source, expected: str, device: torch.device, dtype: torch.dtype
-) -> Network:
+def _same(reader: Reader, source: Source, expected: str, device: torch.device, dtype: torch.dtype) -> Network:
     found = shared(reader, source, device, dtype)
     if found.fingerprint != expected:
         raise OracleError(

@@ -82,7 +82,9 @@ class WeightedSum:
         """Whether all of the rewards are."""
         return all(reward.is_differentiable for reward in self.rewards)
 
-    def values(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> dict[str, Float[Tensor, " n"]]:
+    def values(
+        self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]
+    ) -> dict[str, Float[Tensor, " n"]]:
         """Return what each reward says, by its name, without its weight."""
         return {reward.name: reward(images, prompts) for reward in self.rewards}
 
@@ -125,7 +127,7 @@ class RewardOracle:
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
         """Return one evaluation per image. Raises OracleError when the designs are no images."""
         check_shape(designs)
-        return [self._one(image) for image in designs.detach().split(1)]
+        return [self._one(image[None]) for image in designs.detach()]
 
     def _one(self, image: Float[Tensor, "1 c h w"]) -> Evaluation:
         fault = not_finite(image[0]) or range_fault(image)

@@ -14,7 +14,9 @@ from oracles.errors import OracleError
 def check_prompts(prompts: Sequence[str], n: int) -> None:
     """Raise OracleError unless there is one prompt for each of n images."""
     if isinstance(prompts, str):
-        raise OracleError(f"expected one prompt an image, got the single text {prompts!r:.80}; pass [prompt] * n")
+        raise OracleError(
+            f"expected one prompt an image, got the single text {prompts!r:.80}; pass [prompt] * n"
+        )
     if len(prompts) != n:
         raise OracleError(f"expected one prompt an image, got {len(prompts)} prompts for {n} images")
 
@@ -29,7 +31,8 @@ def tokenized(tokenizer: Any, prompt: str, limit: int) -> Mapping[str, Tensor]:
         # The last token ends the text and stays.
         lost = tokenizer.decode(ids[limit - 1 : -1])
         warnings.warn(
-            f"the prompt has {len(ids)} tokens and the network reads {limit}: not read is {lost!r}", stacklevel=2
+            f"the prompt has {len(ids)} tokens and the network reads {limit}: not read is {lost!r}",
+            stacklevel=2,
         )
     return tokenizer(  # type: ignore[no-any-return]
         [prompt], padding="max_length", truncation=True, max_length=limit, return_tensors="pt"

@@ -29,7 +29,9 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
 
 
-def write_clip(folder: Path, seed: int = 0, n_features: int = 8, image_size: int = 16, n_tokens: int = 12) -> Path:
+def write_clip(
+    folder: Path, seed: int = 0, n_features: int = 8, image_size: int = 16, n_tokens: int = 12
+) -> Path:
     """Write a CLIP with two layers a tower and weights large enough that images and texts differ; return the folder."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -40,9 +42,7 @@ def write_clip(folder: Path, seed: int = 0, n_features: int = 8, image_size: int
     text = {**layers, **ids, "vocab_size": end + 1, "max_position_embeddings": n_tokens}
     vision = {**layers, "image_size": image_size, "patch_size": image_size // 2}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=n_features)
-    model = CLIPModel(config)
-    fill(model, seed)
-    model.save_pretrained(folder)
+    filled(CLIPModel, config, seed).save_pretrained(folder)
     return folder
 
 
@@ -62,12 +62,10 @@ def write_image_reward(folder: Path, seed: int = 0) -> Path:
     write_blip_tokenizer(folder)
     words = len((folder / "vocab.txt").read_text().split())
     layers = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = BlipVisionModel(BlipVisionConfig(**layers, hidden_size=16, image_size=16, patch_size=8, layer_norm_eps=1e-6))
-    text_config = BlipTextConfig(**layers, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
-    text = BlipTextModel(text_config, add_pooling_layer=False)
-    for place, model in (("vision", vision), ("text", text)):
-        fill(model, seed)
-        model.save_pretrained(folder / place)
+    vision = BlipVisionConfig(**layers, hidden_size=16, image_size=16, patch_size=8, layer_norm_eps=1e-6)
+    text = BlipTextConfig(**layers, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
+    filled(BlipVisionModel, vision, seed).save_pretrained(folder / "vision")
+    filled(BlipTextModel, text, seed, add_pooling_layer=False).save_pretrained(folder / "text")
     save_file(head(12, 5, 1, seed=seed), folder / "head.safetensors")
     return folder
 
@@ -80,6 +78,15 @@ def head(*sizes: int, seed: int = 0) -> dict[str, torch.Tensor]:
         made[f"layers.{2 * i}.weight"] = torch.randn(out, into, generator=generator)
         made[f"layers.{2 * i}.bias"] = torch.randn(out, generator=generator)
     return made
+
+
+def filled(kind: type, config: object, seed: int, **settings: object) -> torch.nn.Module:
+    """Return a network of a class of transformers with weights that follow from the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config, **settings)
+    fill(model, seed)
+    return model
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:
