@@ -50,7 +50,7 @@ class Aesthetic:
         """Return this reward with its network on a device."""
         return replace(self, clip=self.clip.to(device))
 
-    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
+    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:  # noqa: ARG002
         """Return the scores."""
         features = self.clip.image_features(images)
         return features @ self.weight.to(features) + self.bias.to(features)

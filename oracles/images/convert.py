@@ -1,4 +1,4 @@
-"""Published checkpoints made into folders of safetensors that the rewards load. Once, beforehand, where they are trusted.
+"""Published checkpoints made into safetensors that the rewards load: once, beforehand, where they are trusted.
 
     python -m oracles.images.convert head         sac+logos+ava1-l14-linearMSE.pth  aesthetic.safetensors
     python -m oracles.images.convert hpsv2        HPS_v2.1_compressed.pt  hpsv2/         --like CLIP-H/
@@ -224,7 +224,7 @@ def _part(weights: Weights, prefix: str) -> dict[str, Tensor]:
 
 
 def _filled(kind: Any, config: Any, weights: Weights, checkpoint: Path, **settings: Any) -> Any:
-    """Return a network of transformers with these tensors; OracleError unless they are all of its own, and no others."""
+    """Return a network of transformers with these tensors. Raises OracleError unless they are its own, all of them."""
     network = kind(config, **settings)
     try:
         network.load_state_dict(dict(weights), strict=True)

@@ -169,11 +169,12 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise OracleError(f"there is no file {path}")
     try:
-        return load_file(path)
+        found: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise OracleError(
             f"{path} is no safetensors file ({error}); python -m oracles.images.convert makes one of a .pt or .pth"
         ) from error
+    return found
 
 
 @cache

@@ -289,7 +289,7 @@ class TestFiles:
         with pytest.raises(OracleError, match="cannot be read"):
             convert_head(tmp_path / "torn.pt", tmp_path / "out.safetensors")
         torch.save([1, 2], tmp_path / "list.pt")
-        with pytest.raises(OracleError, match="expected named tensors .* got a list"):
+        with pytest.raises(OracleError, match=r"expected named tensors .* got a list"):
             convert_head(tmp_path / "list.pt", tmp_path / "out.safetensors")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import time
 
 import pytest
@@ -71,6 +72,17 @@ def test_without_a_network_it_says_at_once_how_to_download(hub, local_files_only
     assert "owner/name at 0123" in str(caught.value)
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(
+            "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
+        began = time.monotonic()
+        with pytest.raises(OracleError, match=r"the hub cannot be asked .*hf download"):
+            Clip.load("owner/name", COMMIT)
+    assert time.monotonic() - began < 2
+
+
 def test_a_cached_tokenizer_alone_is_no_model(hub, folder):
     (folder / "model.safetensors").unlink()
     cached(hub, folder)
@@ -111,7 +123,7 @@ def test_weights_with_gaps_are_refused(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["text_projection.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(OracleError, match="lack 1 tensors of CLIPModel, such as text_projection.weight"):
+    with pytest.raises(OracleError, match=r"lack 1 tensors of CLIPModel, such as text_projection.weight"):
         Clip.load(folder)
 
 

@@ -36,7 +36,7 @@ def ours(pixels, size):
     "shape", [(64, 64), (63, 97), (20, 33), (32, 32), (50, 131), (33, 32), (8, 8), (512, 512)]
 )
 def test_noise_is_what_pillow_makes_of_it_to_one_level(shape):
-    """White noise overshoots everywhere: the worst there is. Pillow rounds to bytes twice, on its way and at the end."""
+    """White noise overshoots everywhere, the worst there is. Pillow rounds to bytes on its way and at the end."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     apart = (ours(pixels, 32) - pillow_of_transformers(pixels, 32)).abs().amax((1, 2))
     assert (apart <= 1.05 * LEVEL / torch.tensor(STD)).all()

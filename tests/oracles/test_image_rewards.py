@@ -236,14 +236,14 @@ class TestImageReward:
             reward(images(1, 3, 16, 16), ["cat " * 33 + "dog " * 3 + "red " * 4])
 
     def test_other_folders_are_refused(self, models, tmp_path):
-        with pytest.raises(OracleError, match="expected a model in .*vision, with its config.json"):
+        with pytest.raises(OracleError, match=r"expected a model in .*vision, with its config.json"):
             ImageReward.load(models / "clip")
         folder = write_image_reward(tmp_path / "headless")
         (folder / "head.safetensors").unlink()
-        with pytest.raises(OracleError, match="there is no file .*head.safetensors"):
+        with pytest.raises(OracleError, match=r"there is no file .*head.safetensors"):
             ImageReward.load(folder)
         save_file(head(13, 1), folder / "head.safetensors")
-        with pytest.raises(OracleError, match="a head on 12 features in .*got one on 13"):
+        with pytest.raises(OracleError, match=r"a head on 12 features in .*got one on 13"):
             ImageReward.load(folder)
 
     def test_a_text_encoder_that_sees_no_image_is_refused(self, tmp_path):

@@ -1,5 +1,6 @@
 """Real CLIP and BLIP of transformers at toy size, on disk as published ones are: with a tokenizer written by hand."""
 
+import itertools
 import json
 import string
 from pathlib import Path
@@ -12,7 +13,7 @@ WORDS = ["cat", "dog", "photo", "red"]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIP tokenizer of lower-case letters and a few words."""
+    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIP tokenizer of letters and a few words."""
     letters = list(string.ascii_lowercase + string.digits + string.punctuation)
     merges, pieces = [], []
     for word in WORDS:
@@ -74,7 +75,7 @@ def head(*sizes: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Return the tensors of a stack of linear layers with these sizes, numbered as with dropout between them."""
     generator = Generator().manual_seed(seed)
     made = {}
-    for i, (into, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (into, out) in enumerate(itertools.pairwise(sizes)):
         made[f"layers.{2 * i}.weight"] = torch.randn(out, into, generator=generator)
         made[f"layers.{2 * i}.bias"] = torch.randn(out, generator=generator)
     return made
