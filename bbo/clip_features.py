@@ -25,13 +25,19 @@ class ClipFeatures:
 
     @classmethod
     def load(
-        cls, model: str | Path, revision: str | None = None, local_files_only: bool = False
+        cls,
+        model: str | Path,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device: str = "cpu",
     ) -> ClipFeatures:
         """Return the encoder of the CLIP in a folder, or of a hub id at a commit (see `Clip.load`).
 
+        device: where the prior of this process decodes images; workers move the encoder where theirs does.
+
         Raises OracleError for what cannot be loaded.
         """
-        return cls(Clip.load(model, revision, local_files_only))
+        return cls(Clip.load(model, revision, local_files_only, device=device))
 
     def to(self, device: str | torch.device) -> ClipFeatures:
         """Return this encoder with its network on a device."""

@@ -40,7 +40,7 @@ class Aesthetic:
         model: str | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
     ) -> Aesthetic:
         """Return the score of a head (a safetensors file, see `heads.py`) on a CLIP (see `Clip.load`)."""
         clip = Clip.load(model, revision, local_files_only, device=device)

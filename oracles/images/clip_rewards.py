@@ -40,7 +40,7 @@ class _OnClip:
         model: str | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
     ) -> Kind:
         """Return the reward on the weights of a folder or hub id (see `Clip.load`)."""
         return cls(Clip.load(model, revision, local_files_only, device=device))

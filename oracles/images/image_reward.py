@@ -54,7 +54,7 @@ class ImageReward:
         model: str | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> ImageReward:
         """Return the reward of a folder that `convert` made, or of a hub id at a commit that holds such a folder.

@@ -154,7 +154,8 @@ def test_a_tokenizer_that_is_missing_or_foreign_is_refused(folder):
 
 def test_a_fingerprint_follows_the_contents_wherever_they_lie(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
-    (copy / "README.md").write_text("about it")
+    for name in ("README.md", "open_clip_model.safetensors", "pytorch_model.bin", "training.json"):
+        (copy / name).write_text("what a whole repository holds besides")
     assert fingerprint(copy) == fingerprint(folder)
     (copy / "merges.txt").write_text("#version: 0.2\n")
     assert fingerprint(copy) != fingerprint(folder)
