@@ -58,6 +58,8 @@ def truncated_clip_entropy(features: Float[Tensor, "n d"], n_eigenvalues: int = 
 
     Raises ValueError for n ≤ K, for d < K and for features that are not finite.
     """
+    if features.ndim != 2:
+        raise ValueError(f"truncated_clip_entropy needs rows of shape (n, d), got {tuple(features.shape)}")
     n, d = features.shape
     if n_eigenvalues < 1 or n <= n_eigenvalues or d < n_eigenvalues:
         raise ValueError(

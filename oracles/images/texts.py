@@ -31,7 +31,7 @@ def tokenized(tokenizer: Any, prompt: str, limit: int) -> Mapping[str, Tensor]:
         # The last token ends the text and stays.
         lost = tokenizer.decode(ids[limit - 1 : -1])
         warnings.warn(
-            f"the prompt has {len(ids)} tokens and the network reads {limit}: not read is {lost!r}",
+            f"the prompt has {len(ids)} tokens and the network reads {limit}: not read is {lost!r:.300}",
             stacklevel=2,
         )
     return tokenizer(  # type: ignore[no-any-return]

@@ -106,6 +106,10 @@ class TestTruncatedClipEntropy:
         with pytest.raises(ValueError, match=said):
             truncated_clip_entropy(normal(n, d, 0), k)
 
+    def test_features_that_are_no_rows_are_refused(self):
+        with pytest.raises(ValueError, match=r"rows of shape \(n, d\), got \(30,\)"):
+            truncated_clip_entropy(torch.zeros(30), 2)
+
     def test_one_more_image_than_eigenvalues_is_enough(self):
         assert math.isfinite(truncated_clip_entropy(normal(21, 50, 0), 20))
 

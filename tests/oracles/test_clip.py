@@ -146,6 +146,10 @@ class TestSharing:
         ):
             clip.image_features(images(1, 3, 16, 16).to("meta"))
 
+    def test_a_device_there_is_not(self, folder):
+        with pytest.raises(OracleError, match="there is no device 'nonsense' here"):
+            Clip.load(folder, device="nonsense")
+
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_moved_to_a_gpu(self, clip):
@@ -204,6 +208,11 @@ class TestTexts:
             clip.text_features(["a cat in mode"])
         clip.cosines(image, ["a cat in mode"]).sum().backward()
         assert image.grad.abs().max() > 0
+
+    def test_a_very_long_text_is_not_shown_in_full(self, clip):
+        with pytest.warns(UserWarning, match="10002 tokens") as caught:
+            clip.text_features(["cat " * 10_000])
+        assert len(str(caught[0].message)) < 400
 
     def test_memory_is_bounded(self, clip, monkeypatch):
         monkeypatch.setattr(network, "MAX_TEXTS", 3)

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 from oracles.errors import OracleError
 from oracles.images.clip import MEAN, STD
-from oracles.images.preprocessing import as_rgb, cropped, normalized, padded
+from oracles.images.preprocessing import as_rgb, check_shape, cropped, normalized, padded
 from tests.oracles.tiny_clip import images
 
 LEVEL = 1 / 255
@@ -108,5 +108,10 @@ def test_roundings_are_none_of_its_business():
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 2, 8, 8), (2, 4, 8, 8), (2, 3, 0, 8), (2, 3)])
 def test_what_is_no_batch_of_images_is_refused(shape):
-    with pytest.raises(Exception, match=r"expected images of shape \(n, 1 or 3, height, width\)|Type-check"):
-        as_rgb(torch.zeros(shape))
+    with pytest.raises(OracleError, match=r"expected images of shape \(n, 1 or 3, height, width\), got \("):
+        check_shape(torch.zeros(shape))
+
+
+def test_bytes_are_refused():
+    with pytest.raises(OracleError, match=r"in floating point, .* got torch.uint8"):
+        check_shape(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
