@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,11 @@ def tokenized(tokenizer: Any, prompt: str, limit: int) -> Mapping[str, Tensor]:
 
     Warns of what is cut from a longer one.
     """
-    ids = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+    with _ONE_AT_A_TIME:
+        ids = tokenizer(prompt, truncation=False, verbose=False)["input_ids"]
+        read = tokenizer(
+            [prompt], padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
+        )
     if len(ids) > limit:
         # The last token ends the text and stays.
         lost = tokenizer.decode(ids[limit - 1 : -1])
@@ -34,6 +39,8 @@ def tokenized(tokenizer: Any, prompt: str, limit: int) -> Mapping[str, Tensor]:
             f"the prompt has {len(ids)} tokens and the network reads {limit}: not read is {lost!r:.300}",
             stacklevel=2,
         )
-    return tokenizer(  # type: ignore[no-any-return]
-        [prompt], padding="max_length", truncation=True, max_length=limit, return_tensors="pt"
-    )
+    return read  # type: ignore[no-any-return]
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""A tokenizer of transformers keeps the settings of its last call, so another thread's call would change this one."""

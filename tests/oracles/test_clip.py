@@ -4,8 +4,10 @@ import copy
 import gc
 import multiprocessing
 import shutil
+import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -15,6 +17,7 @@ from torch.autograd import gradcheck
 from oracles.errors import OracleError
 from oracles.images import network
 from oracles.images.clip import MEAN, STD, Clip
+from oracles.images.texts import tokenized
 from tests.oracles.tiny_clip import images, write_clip
 
 
@@ -208,6 +211,19 @@ class TestTexts:
             clip.text_features(["a cat in mode"])
         clip.cosines(image, ["a cat in mode"]).sum().backward()
         assert image.grad.abs().max() > 0
+
+    @pytest.mark.filterwarnings("ignore:the prompt has")
+    def test_threads_read_different_texts_at_once(self, clip):
+        """A tokenizer of transformers keeps the settings of its last call: another thread's would cut nothing."""
+        texts = [f"{words} {i}" for i in range(300) for words in ("cat", "dog photo " * 30)]
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                read = list(pool.map(lambda text: tokenized(clip.network.tokenizer, text, 12), texts))
+        finally:
+            sys.setswitchinterval(interval)
+        assert {tuple(ids["input_ids"].shape) for ids in read} == {(1, 12)}
 
     def test_a_very_long_text_is_not_shown_in_full(self, clip):
         with pytest.warns(UserWarning, match="10002 tokens") as caught:

@@ -91,12 +91,15 @@ def filled(kind: type, config: object, seed: int, **settings: object) -> torch.n
 
 
 def fill(model: torch.nn.Module, seed: int) -> None:
-    """Draw all matrices from a normal distribution, large enough that outputs depend on inputs."""
+    """Draw all parameters, matrices large enough that outputs depend on inputs, and no two alike."""
     generator = Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.4 * drawn)
+            elif parameter.ndim == 1:
+                parameter.add_(0.2 * drawn)
 
 
 def images(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
