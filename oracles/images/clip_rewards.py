@@ -80,7 +80,8 @@ class PickScore(_OnClip):
 class HPSv2(_OnClip):
     """Human Preference Score v2: about 0.2 to 0.35. It looks at the whole image, on black where that is no square.
 
-    The published checkpoint is in the layout of open_clip; `oracles/images/convert.py` makes a folder of it.
+    The published checkpoint is in the layout of open_clip; `oracles/images/convert.py` makes a folder of it. Images are
+    scaled with antialiasing, as torchvision does since 0.17; its older versions did without.
     """
 
     name: ClassVar[str] = "hpsv2"

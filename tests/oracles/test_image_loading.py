@@ -152,6 +152,14 @@ def test_a_tokenizer_that_is_missing_or_foreign_is_refused(folder):
         Clip.load(folder)
 
 
+def test_the_way_in_which_first_releases_mark_the_end_of_a_text(folder):
+    usual = Clip.load(folder).text_features(["a red cat", "dog"])
+    told = json.loads((folder / "config.json").read_text())
+    told["text_config"]["eos_token_id"] = 2
+    (folder / "config.json").write_text(json.dumps(told))
+    assert torch.equal(Clip.load(folder).text_features(["a red cat", "dog"]), usual)
+
+
 def test_a_fingerprint_follows_the_contents_wherever_they_lie(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     for name in ("README.md", "open_clip_model.safetensors", "pytorch_model.bin", "training.json"):

@@ -64,7 +64,8 @@ def write_image_reward(folder: Path, seed: int = 0) -> Path:
     words = len((folder / "vocab.txt").read_text().split())
     layers = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = BlipVisionConfig(**layers, hidden_size=16, image_size=16, patch_size=8, layer_norm_eps=1e-6)
-    text = BlipTextConfig(**layers, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = BlipTextConfig(**layers, **ids, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
     filled(BlipVisionModel, vision, seed).save_pretrained(folder / "vision")
     filled(BlipTextModel, text, seed, add_pooling_layer=False).save_pretrained(folder / "text")
     save_file(head(12, 5, 1, seed=seed), folder / "head.safetensors")
