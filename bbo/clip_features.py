@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oracles.images.clip import Clip
+from oracles.images.loading import PathOrId
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,13 @@ class ClipFeatures:
 
     @classmethod
     def load(
-        cls,
-        model: str | Path,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        device: str = "cpu",
+        cls, model: PathOrId | Path, revision: str | None = None, local_files_only: bool = False
     ) -> ClipFeatures:
         """Return the encoder of the CLIP in a folder, or of a hub id at a commit (see `Clip.load`).
 
-        device: where the prior of this process decodes images; workers move the encoder where theirs does.
-
         Raises OracleError for what cannot be loaded.
         """
-        return cls(Clip.load(model, revision, local_files_only, device=device))
+        return cls(Clip.load(model, revision, local_files_only))
 
     def to(self, device: str | torch.device) -> ClipFeatures:
         """Return this encoder with its network on a device."""

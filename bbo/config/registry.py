@@ -7,7 +7,14 @@ from operator import attrgetter
 from typing import Any
 
 REGISTRY: dict[str, dict[str, str]] = {
-    "prior": {"denoiser": "smc.priors.denoiser:Denoiser.load"},
+    "prior": {
+        "denoiser": "smc.priors.denoiser:Denoiser.load",
+        "ddpm": "smc.priors.pipelines.unconditional:DDPMPrior.from_pretrained",
+        "stable_diffusion": "smc.priors.pipelines.stable_diffusion:StableDiffusionPrior.from_pretrained",
+        "stable_diffusion_xl": "smc.priors.pipelines.stable_diffusion:StableDiffusionXLPrior.from_pretrained",
+        "stable_diffusion_3": "smc.priors.pipelines.stable_diffusion_3:StableDiffusion3Prior.from_pretrained",
+        "latent_consistency": "smc.priors.pipelines.latent_consistency:LatentConsistencyPrior.from_pretrained",
+    },
     "oracle": {
         "airfoil": "oracles.airfoil:AirfoilOracle",
         "function": "oracles.callables:FunctionOracle",
@@ -18,6 +25,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "http": "oracles.http:HttpOracle",
         "xfoil": "oracles.xfoil:XfoilOracle",
         "jpeg_size": "oracles.jpeg:JpegSizeOracle",
+        "reward": "oracles.images.reward:RewardOracle",
         "noisy": "oracles.wrappers:Noisy",
         "negated": "oracles.wrappers:Negated",
         "cached": "oracles.wrappers:Cached",
@@ -33,6 +41,18 @@ REGISTRY: dict[str, dict[str, str]] = {
         "flatten": "surrogate.features:Flatten",
         "standardize": "surrogate.features:Standardizer",
         "pca": "surrogate.features:PrincipalComponents",
+        "clip": "bbo.clip_features:ClipFeatures.load",
+    },
+    "reward": {
+        "function": "oracles.images.function:FunctionReward",
+        "aesthetic": "oracles.images.aesthetic:Aesthetic.load",
+        "clip_score": "oracles.images.clip_rewards:ClipScore.load",
+        "pick_score": "oracles.images.clip_rewards:PickScore.load",
+        "hpsv2": "oracles.images.clip_rewards:HPSv2.load",
+        "image_reward": "oracles.images.image_reward:ImageReward.load",
+        "jpeg_size": "oracles.images.jpeg:JpegSize",
+        "jpeg_compressibility": "oracles.images.jpeg:JpegCompressibility",
+        "weighted_sum": "oracles.images.reward:WeightedSum",
     },
     "surrogate": {
         "gp": "surrogate.gp:ExactGP",
@@ -89,7 +109,11 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 """kind → name → the class, its constructor or the function that makes it, as module:attribute."""
 
-_NAMES = {target.removesuffix(".load"): name for parts in REGISTRY.values() for name, target in parts.items()}
+_NAMES = {
+    target.removesuffix(".load").removesuffix(".from_pretrained"): name
+    for parts in REGISTRY.values()
+    for name, target in parts.items()
+}
 
 
 def resolve(kind: str, name: str) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from oracles.images.clip import Clip
 from oracles.images.heads import linear_head
+from oracles.images.loading import PathOrId
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Aesthetic:
     def load(
         cls,
         head: str | Path,
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",

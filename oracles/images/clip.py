@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from oracles.errors import OracleError
-from oracles.images.loading import Source, configuration, pretrained, vocabulary
+from oracles.images.loading import PathOrId, Source, configuration, pretrained, vocabulary
 from oracles.images.network import Network, shared
 from oracles.images.preprocessing import Framing, as_rgb, cropped, normalized
 from oracles.images.texts import tokenized
@@ -44,7 +44,7 @@ class Clip:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         *,

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oracles.images.clip import Clip
+from oracles.images.loading import PathOrId
 from oracles.images.preprocessing import padded
 from oracles.images.texts import check_prompts
 
@@ -37,7 +38,7 @@ class _OnClip:
     @classmethod
     def load(
         cls: type[Kind],
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",
@@ -57,6 +58,18 @@ class ClipScore(_OnClip):
     prefix: str = "A photo depicts "
     """Put before every prompt, as in the paper's experiments."""
     name: ClassVar[str] = "clip score"
+
+    @classmethod
+    def load(
+        cls,
+        model: PathOrId | Path,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device: str = "cpu",
+        prefix: str = "A photo depicts ",
+    ) -> ClipScore:
+        """Return the reward on the CLIP of a folder or hub id (see `Clip.load`)."""
+        return cls(Clip.load(model, revision, local_files_only, device=device), prefix)
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return 2.5 · max(cos, 0)."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from oracles.errors import OracleError
 from oracles.images.clip import MEAN, STD
 from oracles.images.heads import linear_head
-from oracles.images.loading import Source, pretrained, vocabulary
+from oracles.images.loading import PathOrId, Source, pretrained, vocabulary
 from oracles.images.network import Network, shared
 from oracles.images.preprocessing import as_rgb, cropped, normalized
 from oracles.images.texts import check_prompts, tokenized
@@ -51,7 +51,7 @@ class ImageReward:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",

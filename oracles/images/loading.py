@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,8 @@ from torch import Tensor
 
 from oracles.errors import OracleError
 
+PathOrId = NewType("PathOrId", str)
+"""A model's folder, or its "owner/name" on a hub."""
 CONNECT_S = 1.5
 """How long the hub has to answer before it counts as out of reach."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

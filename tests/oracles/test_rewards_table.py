@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import oracles.images
+from oracles.images.function import FunctionReward
 from oracles.images.reward import Reward, RewardOracle, WeightedSum
 
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
@@ -16,7 +17,7 @@ SAYS = {True: "yes", False: "no"}
 
 
 def rewards():
-    """Return every class of the package that is a reward of its own."""
+    """Return every class of the package that is a reward of its own, and not made of what others bring."""
     found = set()
     for module in pkgutil.iter_modules(oracles.images.__path__, "oracles.images."):
         for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
@@ -26,7 +27,7 @@ def rewards():
                 and "__call__" in vars(kind)
             ):
                 found.add(kind)
-    return sorted(found - {Reward, WeightedSum, RewardOracle}, key=lambda kind: kind.__name__)
+    return sorted(found - {Reward, WeightedSum, RewardOracle, FunctionReward}, key=lambda kind: kind.__name__)
 
 
 def rows():
@@ -51,6 +52,10 @@ def test_a_row_says_what_the_class_does(kind):
     has_weights = any(part in inspect.signature(kind).parameters for part in ("clip", "network"))
     assert (row["weights"] != "none") == has_weights
     assert (row["licence of the weights"] != "–") == has_weights
+
+
+def test_a_users_function_is_told_of():
+    assert "`FunctionReward`" in DOCS.read_text()
 
 
 def test_commands_of_the_page_are_those_of_the_converter():
