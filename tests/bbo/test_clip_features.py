@@ -9,9 +9,9 @@ from torch.autograd import gradcheck
 from bbo.campaign import Campaign
 from bbo.clip_features import ClipFeatures
 from bbo.config.describe import describe
+from bbo.devices import moved
 from bbo.executor import LocalExecutor
 from bbo.features import with_features
-from bbo.worker import moved
 from oracles.errors import OracleError
 from oracles.images.clip import Clip
 from oracles.images.clip_rewards import PickScore

@@ -55,7 +55,9 @@ def test_a_row_says_what_the_class_does(kind):
 
 
 def test_a_users_function_is_told_of():
-    assert "`FunctionReward`" in DOCS.read_text()
+    settings = inspect.signature(FunctionReward).parameters
+    (call,) = re.findall(r"`FunctionReward\((.*)\)`", DOCS.read_text())
+    assert {part.strip().partition("=")[0] for part in call.split(",")} == set(settings)
 
 
 def test_commands_of_the_page_are_those_of_the_converter():
