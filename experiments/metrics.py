@@ -49,20 +49,22 @@ def truncated_clip_entropy(features: Float[Tensor, "n d"], n_eigenvalues: int = 
 
         K/2 · log(2πe) + 1/2 Σ_{i ≤ K} log λ_i,   λ_1 ≥ λ_2 ≥ … the eigenvalues of the features' covariance
 
-    Ibarrola & Grace, "Measuring Diversity in Co-creative Image Generation" (arXiv 2403.13826): the entropy of a Gaussian
-    in the K directions in which CLIP features vary most. n images span n - 1 directions at most, so it takes more images
-    than eigenvalues. Compare only sets of the same n, K and features: the authors' have no unit norm. -inf where images
-    vary in fewer than K directions.
+    Ibarrola & Grace, "Measuring Diversity in Co-creative Image Generation" (arXiv 2403.13826): the entropy of a
+    Gaussian in the K directions in which CLIP features vary most. n images span n - 1 directions at most, so it takes
+    more images than eigenvalues. Compare only sets of the same n, K and features: the authors' have no unit norm. -inf
+    where images vary in fewer than K directions.
 
     n_eigenvalues: K; 20 in the authors' code.
 
     Raises ValueError for n ≤ K, for d < K and for features that are not finite.
     """
+    if features.ndim != 2:
+        raise ValueError(f"truncated_clip_entropy needs rows of shape (n, d), got {tuple(features.shape)}")
     n, d = features.shape
     if n_eigenvalues < 1 or n <= n_eigenvalues or d < n_eigenvalues:
         raise ValueError(
-            f"truncated_clip_entropy with {n_eigenvalues} eigenvalues needs at least {n_eigenvalues + 1} images of at least "
-            f"{n_eigenvalues} features, got {n} of {d}: pass more images or fewer eigenvalues (1 at least)"
+            f"truncated_clip_entropy with {n_eigenvalues} eigenvalues needs at least {n_eigenvalues + 1} images of at "
+            f"least {n_eigenvalues} features, got {n} of {d}: pass more images or fewer eigenvalues (1 at least)"
         )
     _check_finite("truncated_clip_entropy", "features", features)
     rows = features.detach().cpu().double()

@@ -41,7 +41,7 @@ class Aesthetic:
         model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
     ) -> Aesthetic:
         """Return the score of a head (a safetensors file, see `heads.py`) on a CLIP (see `Clip.load`)."""
         clip = Clip.load(model, revision, local_files_only, device=device)
@@ -51,7 +51,7 @@ class Aesthetic:
         """Return this reward with its network on a device."""
         return replace(self, clip=self.clip.to(device))
 
-    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
+    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:  # noqa: ARG002
         """Return the scores."""
         features = self.clip.image_features(images)
         return features @ self.weight.to(features) + self.bias.to(features)

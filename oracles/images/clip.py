@@ -24,7 +24,7 @@ from oracles.images.texts import tokenized
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the RGB values that CLIP was trained on, as published with it; a model's preprocessor_config.json may have others."""
+"""Of the RGB values that CLIP was trained on, as published; a model's preprocessor_config.json may have others."""
 
 _HIGHEST_ID = 2
 """As eos_token_id in the configurations of CLIP's first releases: the token with the highest id ends a text."""
@@ -127,8 +127,8 @@ def _unit(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def _read(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
-    module = pretrained(CLIPModel, folder, "clip", dtype)
-    module.pixel_statistics = _pixel_statistics(folder)  # type: ignore[assignment]
+    module: Any = pretrained(CLIPModel, folder, "clip", dtype)
+    module.pixel_statistics = _pixel_statistics(folder)
     tokenizer = vocabulary(CLIPTokenizer, folder)
     _check_end(tokenizer.eos_token_id, module.config.text_config.eos_token_id, folder)
     return module, tokenizer

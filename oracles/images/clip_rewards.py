@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -24,17 +24,40 @@ from oracles.images.loading import PathOrId
 from oracles.images.preprocessing import padded
 from oracles.images.texts import check_prompts
 
+Kind = TypeVar("Kind", bound="_OnClip")
+
 
 @dataclass(frozen=True)
-class ClipScore:
-    """CLIPScore: 0 for what does not match, hardly above 1. Its gradient is 0 where the cosine is negative."""
+class _OnClip:
+    """What the three have in common: they read image and prompt, by weights in CLIP's layout."""
 
     clip: Clip
+    is_differentiable: ClassVar[bool] = True
+    reads_prompt: ClassVar[bool] = True
+
+    @classmethod
+    def load(
+        cls: type[Kind],
+        model: PathOrId | Path,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        device: str = "cpu",
+    ) -> Kind:
+        """Return the reward on the weights of a folder or hub id (see `Clip.load`)."""
+        return cls(Clip.load(model, revision, local_files_only, device=device))
+
+    def to(self: Kind, device: str | torch.device) -> Kind:
+        """Return this reward with its network on a device."""
+        return replace(self, clip=self.clip.to(device))
+
+
+@dataclass(frozen=True)
+class ClipScore(_OnClip):
+    """CLIPScore: 0 for what does not match, hardly above 1. Its gradient is 0 where the cosine is negative."""
+
     prefix: str = "A photo depicts "
     """Put before every prompt, as in the paper's experiments."""
     name: ClassVar[str] = "clip score"
-    is_differentiable: ClassVar[bool] = True
-    reads_prompt: ClassVar[bool] = True
 
     @classmethod
     def load(
@@ -42,15 +65,11 @@ class ClipScore:
         model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         prefix: str = "A photo depicts ",
     ) -> ClipScore:
         """Return the reward on the CLIP of a folder or hub id (see `Clip.load`)."""
         return cls(Clip.load(model, revision, local_files_only, device=device), prefix)
-
-    def to(self, device: str | torch.device) -> ClipScore:
-        """Return this reward with its network on a device."""
-        return replace(self, clip=self.clip.to(device))
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return 2.5 · max(cos, 0)."""
@@ -59,28 +78,10 @@ class ClipScore:
 
 
 @dataclass(frozen=True)
-class PickScore:
+class PickScore(_OnClip):
     """PickScore: 15 to 25 for most images; a difference is the log-odds that people pick one image over the other."""
 
-    clip: Clip
     name: ClassVar[str] = "pick score"
-    is_differentiable: ClassVar[bool] = True
-    reads_prompt: ClassVar[bool] = True
-
-    @classmethod
-    def load(
-        cls,
-        model: PathOrId | Path,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> PickScore:
-        """Return the reward on the weights of a folder or hub id (see `Clip.load`)."""
-        return cls(Clip.load(model, revision, local_files_only, device=device))
-
-    def to(self, device: str | torch.device) -> PickScore:
-        """Return this reward with its network on a device."""
-        return replace(self, clip=self.clip.to(device))
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return exp(logit_scale) · cos."""
@@ -89,31 +90,14 @@ class PickScore:
 
 
 @dataclass(frozen=True)
-class HPSv2:
+class HPSv2(_OnClip):
     """Human Preference Score v2: about 0.2 to 0.35. It looks at the whole image, on black where that is no square.
 
-    The published checkpoint is in the layout of open_clip; `oracles/images/convert.py` makes a folder of it.
+    The published checkpoint is in the layout of open_clip; `oracles/images/convert.py` makes a folder of it. Images are
+    scaled with antialiasing, as torchvision does since 0.17; its older versions did without.
     """
 
-    clip: Clip
     name: ClassVar[str] = "hpsv2"
-    is_differentiable: ClassVar[bool] = True
-    reads_prompt: ClassVar[bool] = True
-
-    @classmethod
-    def load(
-        cls,
-        model: PathOrId | Path,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        device: str | torch.device = "cpu",
-    ) -> HPSv2:
-        """Return the reward on the weights of a folder or hub id (see `Clip.load`)."""
-        return cls(Clip.load(model, revision, local_files_only, device=device))
-
-    def to(self, device: str | torch.device) -> HPSv2:
-        """Return this reward with its network on a device."""
-        return replace(self, clip=self.clip.to(device))
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return the cosines."""

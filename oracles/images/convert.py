@@ -1,4 +1,4 @@
-"""Published checkpoints made into folders of safetensors that the rewards load. Once, beforehand, where they are trusted.
+"""Published checkpoints made into safetensors that the rewards load: once, beforehand, where they are trusted.
 
     python -m oracles.images.convert head         sac+logos+ava1-l14-linearMSE.pth  aesthetic.safetensors
     python -m oracles.images.convert hpsv2        HPS_v2.1_compressed.pt  hpsv2/         --like CLIP-H/
@@ -6,7 +6,7 @@
 
 `--like` is a folder with what those files lack: for HPSv2 the configuration and tokenizer of
 laion/CLIP-ViT-H-14-laion2B-s32B-b79K, for ImageReward the tokenizer of bert-base-uncased. Files are read with
-weights_only=True, which runs no code; every tensor must find its place, and every place its tensor.
+weights_only=True, which runs no code; every tensor of a network must find its place, and every place its tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from oracles.errors import OracleError
-from oracles.images.heads import linear_head
+from oracles.images.heads import collapsed
 from oracles.images.loading import configuration, vocabulary
 
 Weights = Mapping[str, Tensor]
@@ -35,13 +35,9 @@ HEAD_WIDTH = 64
 
 def convert_head(checkpoint: Path, file: Path) -> None:
     """Write a head of linear layers, as LAION publishes them. Raises OracleError for what is no such head."""
-    found = dict(_checkpoint(checkpoint))
+    found = _checkpoint(checkpoint)
+    collapsed(found, checkpoint)
     _write(found, file)
-    try:
-        linear_head(file, next(iter(found.values())).shape[-1])
-    except OracleError:
-        file.unlink()
-        raise
 
 
 def convert_hpsv2(checkpoint: Path, folder: Path, like: Path) -> None:
@@ -76,6 +72,7 @@ def convert_image_reward(checkpoint: Path, folder: Path, like: Path) -> None:
         raise OracleError(
             f"expected blip.visual_encoder, blip.text_encoder and mlp in {checkpoint}, got {_some(found)}"
         )
+    collapsed(head, checkpoint)
     vision = _filled(BlipVisionModel, BlipVisionConfig(**_vision_sizes(seen)), blip_vision(seen), checkpoint)
     text_weights = {name: t for name, t in read.items() if name != "embeddings.position_ids"}
     text_config = BlipTextConfig(**_text_sizes(read), is_decoder=True)
@@ -185,7 +182,9 @@ def _text_sizes(weights: Weights) -> dict[str, Any]:
         inner = weights["encoder.layer.0.intermediate.dense.weight"].shape[0]
         seen = weights["encoder.layer.0.crossattention.self.key.weight"].shape[1]
     except KeyError as missing:
-        raise OracleError(f"expected a text encoder of BLIP that sees images, without {missing} in it") from missing
+        raise OracleError(
+            f"expected a text encoder of BLIP that sees images, without {missing} in it"
+        ) from missing
     return {
         "vocab_size": words,
         "hidden_size": width,
@@ -225,7 +224,7 @@ def _part(weights: Weights, prefix: str) -> dict[str, Tensor]:
 
 
 def _filled(kind: Any, config: Any, weights: Weights, checkpoint: Path, **settings: Any) -> Any:
-    """Return a network of transformers with these tensors; OracleError unless they are all of its own, and no others."""
+    """Return a network of transformers with these tensors. Raises OracleError unless they are its own, all of them."""
     network = kind(config, **settings)
     try:
         network.load_state_dict(dict(weights), strict=True)
@@ -247,8 +246,11 @@ def _some(weights: Weights) -> str:
 # ------------------------------------------------------------------- command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert what the command line names; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m oracles.images.convert", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m oracles.images.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("kind", choices=["head", "hpsv2", "image_reward"])
     parser.add_argument("checkpoint", type=Path, help="the published .pt or .pth file")
     parser.add_argument("out", type=Path, help="what is written: a file for a head, else a folder")

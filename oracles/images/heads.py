@@ -1,6 +1,6 @@
 """Heads on features: one layer, or a stack of layers without activations, which is one layer all the same.
 
-    W_k (… (W_1 x + b_1) …) + b_k  =  w·x + b
+W_k (… (W_1 x + b_1) …) + b_k  =  w·x + b
 """
 
 from __future__ import annotations
@@ -16,20 +16,32 @@ from oracles.images.loading import tensors
 
 
 def linear_head(path: Path, n_features: int) -> tuple[Float[Tensor, " d"], Float[Tensor, ""]]:
-    """Return (w, b) of a head on n features, in float64.
+    """Return (w, b) of the head on n features in a safetensors file, in float64.
 
-    path: a safetensors file with `weight` and `bias`, or with several, such as `layers.0.weight` and
-        `layers.7.bias`, applied in the order of their numbers.
-
-    Raises OracleError when the file is missing or foreign, or holds no head from n features to one number.
+    Raises OracleError when the file is missing or foreign, or holds no such head.
     """
-    layers = _layers(tensors(path), path)
-    sizes = [n_features, *(bias.numel() for _, bias in layers)]
-    expected = list(zip(sizes[1:], sizes[:-1], strict=True))
+    weight, bias = collapsed(tensors(path), path)
+    if len(weight) != n_features:
+        raise OracleError(f"expected a head on {n_features} features in {path}, got one on {len(weight)}")
+    return weight, bias
+
+
+def collapsed(found: Mapping[str, Tensor], path: Path) -> tuple[Float[Tensor, " d"], Float[Tensor, ""]]:
+    """Return (w, b) of the head that some tensors are, in float64.
+
+    found: `weight` and `bias`, or several such as `layers.0.weight` and `layers.7.bias`, applied in the order of their
+        numbers.
+    path: where they are from.
+
+    Raises OracleError for tensors that are no stack of linear layers which ends in one number.
+    """
+    layers = _layers(found, path)
     came = [tuple(weight.shape) for weight, _ in layers]
+    sizes = [came[0][-1] if came[0] else 0, *(bias.numel() for _, bias in layers)]
+    expected = list(zip(sizes[1:], sizes[:-1], strict=True))
     if came != expected or sizes[-1] != 1 or any(bias.ndim != 1 for _, bias in layers):
         raise OracleError(
-            f"expected a head from {n_features} features to 1 number in {path}, got layers of shape (out, in) "
+            f"expected a head in {path}, linear layers that end in 1 number, got layers of shape (out, in) "
             f"{', '.join(map(str, came))}"
         )
     (weight, bias), *rest = layers

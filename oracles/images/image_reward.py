@@ -54,7 +54,7 @@ class ImageReward:
         model: PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str | torch.device = "cpu",
+        device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> ImageReward:
         """Return the reward of a folder that `convert` made, or of a hub id at a commit that holds such a folder.
@@ -77,7 +77,7 @@ class ImageReward:
         pixels = normalized(cropped(rgb, module.vision.config.image_size), MEAN, STD)
         texts = [tokenized(self.network.tokenizer, prompt, N_TOKENS) for prompt in prompts]
         ids, mask = (torch.cat([text[name] for text in texts]).to(rgb.device) for name in _READ)
-        scores = module(pixels, ids, mask)
+        scores: Tensor = module(pixels, ids, mask)
         return ((scores - REWARD_MEAN) / REWARD_STD).to(images.device)
 
 
@@ -96,8 +96,7 @@ class _Scorer(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.vision, self.text = vision, text
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.weight, self.bias = torch.nn.Buffer(weight), torch.nn.Buffer(bias)
 
     def forward(
         self, pixels: Float[Tensor, "n 3 h w"], ids: Int[Tensor, "n t"], mask: Int[Tensor, "n t"]
@@ -105,7 +104,8 @@ class _Scorer(torch.nn.Module):
         seen = self.vision(pixel_values=pixels).last_hidden_state
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         first = read[:, 0].to(torch.promote_types(read.dtype, torch.float32))
-        return first @ self.weight.to(first) + self.bias.to(first)
+        scores: Tensor = first @ self.weight.to(first) + self.bias.to(first)
+        return scores
 
 
 def _read(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:

@@ -16,7 +16,7 @@ from oracles.jpeg import check_quality, kilobytes
 
 @dataclass(frozen=True)
 class JpegSize:
-    """Thousands of bytes of each image as a JPEG file, exactly: incompressible is good. An image of one channel is grey."""
+    """Thousands of bytes of each image as a JPEG file, exactly: detail is good. An image of one channel is grey."""
 
     quality: int = 95
     """JPEG quality, 1 … 95."""
@@ -27,7 +27,7 @@ class JpegSize:
     def __post_init__(self) -> None:
         check_quality(self.quality)
 
-    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
+    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:  # noqa: ARG002
         """Return the sizes, in float64."""
         return _sizes(images, self.quality)
 
@@ -45,7 +45,7 @@ class JpegCompressibility:
     def __post_init__(self) -> None:
         check_quality(self.quality)
 
-    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
+    def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:  # noqa: ARG002
         """Return the sizes with the other sign, in float64."""
         return -_sizes(images, self.quality)
 

@@ -29,9 +29,22 @@ CONNECT_S = 1.5
 """How long the hub has to answer before it counts as out of reach."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_WANTED = ["*.json", "*.txt", "*.safetensors"]
-_UNWANTED = ["open_clip*"]
-"""The same weights once more, in another library's layout."""
+_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "head.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+"""All that is ever read of a model. Repositories hold more, such as the same weights in another library's layout."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +97,8 @@ class Source:
         names = [file.rfilename for file in files]
         if not any(name.endswith(".safetensors") for name in names):
             raise OracleError(_no_safetensors(self.model, names))
-        return Path(
-            snapshot_download(
-                self.model, revision=self.revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
-            )
-        )
+        wanted = [*_FILES, *(f"*/{name}" for name in _FILES)]
+        return Path(snapshot_download(self.model, revision=self.revision, allow_patterns=wanted))
 
     def _missing(self) -> str:
         return f"{self.model} at {self.revision} is not on this machine"
@@ -99,7 +109,7 @@ class Source:
 
 def fingerprint(folder: Path) -> str:
     """Return the sha256 of all that decides what a model answers: weights, configuration, vocabulary."""
-    files = sorted(path for pattern in _WANTED for path in folder.rglob(pattern))
+    files = sorted(path for pattern in _FILES for path in folder.rglob(pattern))
     whole = sha256()
     for path in files:
         stat = path.stat()
@@ -171,11 +181,12 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise OracleError(f"there is no file {path}")
     try:
-        return load_file(path)
+        found: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise OracleError(
             f"{path} is no safetensors file ({error}); python -m oracles.images.convert makes one of a .pt or .pth"
         ) from error
+    return found
 
 
 @cache

@@ -66,8 +66,7 @@ class Network:
         """Return what is computed of a text, kept from the last time if it is there."""
         if (known := self._texts.get(text)) is not None:
             return known
-        # Outside inference mode, whose tensors no gradient may ever pass.
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             found = compute(text)
         if len(self._texts) >= MAX_TEXTS:
             self._texts.clear()
@@ -93,9 +92,7 @@ _HELD: WeakValueDictionary[tuple[Reader, str, torch.device], Network] = WeakValu
 _LOCK = threading.Lock()
 
 
-def _same(
-    reader: Reader, source: Source, expected: str, device: torch.device, dtype: torch.dtype
-) -> Network:
+def _same(reader: Reader, source: Source, expected: str, device: torch.device, dtype: torch.dtype) -> Network:
     found = shared(reader, source, device, dtype)
     if found.fingerprint != expected:
         raise OracleError(
@@ -106,8 +103,8 @@ def _same(
 
 
 def _exact(device: str | torch.device) -> torch.device:
-    """Return the device with its index: "cuda" and "cuda:0" are one."""
-    where = torch.device(device)
-    if where.type == "cuda" and where.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return where
+    """Return the device with its index: "cuda" and "cuda:0" are one. Raises OracleError where there is none."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise OracleError(f"there is no device {str(device)!r} here: {error}") from error

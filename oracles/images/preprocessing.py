@@ -38,7 +38,7 @@ def as_rgb(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
     return whole.expand(-1, 3, -1, -1)
 
 
-def check_shape(images: Float[Tensor, "n *design"]) -> None:
+def check_shape(images: Tensor) -> None:
     """Raise OracleError for what is no batch of floating-point images with 1 or 3 channels."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise OracleError(f"expected images of shape (n, 1 or 3, height, width), got {tuple(images.shape)}")

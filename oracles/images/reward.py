@@ -82,16 +82,18 @@ class WeightedSum:
         """Whether all of the rewards are."""
         return all(reward.is_differentiable for reward in self.rewards)
 
-    def values(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> dict[str, Float[Tensor, " n"]]:
+    def values(
+        self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]
+    ) -> dict[str, Float[Tensor, " n"]]:
         """Return what each reward says, by its name, without its weight."""
         return {reward.name: reward(images, prompts) for reward in self.rewards}
 
     def total(self, values: dict[str, Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
         """Return the weighted sum of such values."""
-        weighted = [
+        terms = (
             weight * values[reward.name] for weight, reward in zip(self.weights, self.rewards, strict=True)
-        ]
-        return torch.stack(torch.broadcast_tensors(*_alike(weighted))).sum(0)
+        )
+        return sum(terms, start=torch.zeros(()))
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return the weighted sums."""
@@ -102,9 +104,9 @@ class WeightedSum:
 class RewardOracle:
     """A reward as the expensive black box of a campaign: designs are images, all made for one prompt.
 
-    Outcomes are `value` and, of a weighted sum, what each reward says under its own name. An image with numbers that are
-    not finite or outside [0, 1] fails alone. Images are evaluated one at a time, so that an answer does not depend, not
-    even by a rounding, on what is asked beside it.
+    Outcomes are `value` and, of a weighted sum, what each reward says under its own name. An image with numbers that
+    are not finite or outside [0, 1] fails alone. Images are evaluated one at a time, so that an answer does not depend,
+    not even by a rounding, on what is asked beside it.
     """
 
     reward: Reward
@@ -125,7 +127,7 @@ class RewardOracle:
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
         """Return one evaluation per image. Raises OracleError when the designs are no images."""
         check_shape(designs)
-        return [self._one(image) for image in designs.detach().split(1)]
+        return [self._one(image[None]) for image in designs.detach()]
 
     def _one(self, image: Float[Tensor, "1 c h w"]) -> Evaluation:
         fault = not_finite(image[0]) or range_fault(image)
@@ -140,9 +142,3 @@ class RewardOracle:
         values = self.reward.values(image, [self.prompt])
         total = self.reward.total(values).item()
         return {VALUE: total, **{name: value.item() for name, value in values.items()}}
-
-
-def _alike(values: list[Float[Tensor, " n"]]) -> list[Float[Tensor, " n"]]:
-    """Return tensors in the widest of their types: file sizes are float64."""
-    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
-    return [value.to(widest) for value in values]

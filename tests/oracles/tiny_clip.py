@@ -1,5 +1,6 @@
 """Real CLIP and BLIP of transformers at toy size, on disk as published ones are: with a tokenizer written by hand."""
 
+import itertools
 import json
 import string
 from pathlib import Path
@@ -12,7 +13,7 @@ WORDS = ["cat", "dog", "photo", "red"]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIP tokenizer of lower-case letters and a few words."""
+    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIP tokenizer of letters and a few words."""
     letters = list(string.ascii_lowercase + string.digits + string.punctuation)
     merges, pieces = [], []
     for word in WORDS:
@@ -29,7 +30,9 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
 
 
-def write_clip(folder: Path, seed: int = 0, n_features: int = 8, image_size: int = 16, n_tokens: int = 12) -> Path:
+def write_clip(
+    folder: Path, seed: int = 0, n_features: int = 8, image_size: int = 16, n_tokens: int = 12
+) -> Path:
     """Write a CLIP with two layers a tower and weights large enough that images and texts differ; return the folder."""
     from transformers import CLIPConfig, CLIPModel
 
@@ -40,9 +43,7 @@ def write_clip(folder: Path, seed: int = 0, n_features: int = 8, image_size: int
     text = {**layers, **ids, "vocab_size": end + 1, "max_position_embeddings": n_tokens}
     vision = {**layers, "image_size": image_size, "patch_size": image_size // 2}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=n_features)
-    model = CLIPModel(config)
-    fill(model, seed)
-    model.save_pretrained(folder)
+    filled(CLIPModel, config, seed).save_pretrained(folder)
     return folder
 
 
@@ -62,12 +63,11 @@ def write_image_reward(folder: Path, seed: int = 0) -> Path:
     write_blip_tokenizer(folder)
     words = len((folder / "vocab.txt").read_text().split())
     layers = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = BlipVisionModel(BlipVisionConfig(**layers, hidden_size=16, image_size=16, patch_size=8, layer_norm_eps=1e-6))
-    text_config = BlipTextConfig(**layers, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
-    text = BlipTextModel(text_config, add_pooling_layer=False)
-    for place, model in (("vision", vision), ("text", text)):
-        fill(model, seed)
-        model.save_pretrained(folder / place)
+    vision = BlipVisionConfig(**layers, hidden_size=16, image_size=16, patch_size=8, layer_norm_eps=1e-6)
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = BlipTextConfig(**layers, **ids, hidden_size=12, encoder_hidden_size=16, vocab_size=words)
+    filled(BlipVisionModel, vision, seed).save_pretrained(folder / "vision")
+    filled(BlipTextModel, text, seed, add_pooling_layer=False).save_pretrained(folder / "text")
     save_file(head(12, 5, 1, seed=seed), folder / "head.safetensors")
     return folder
 
@@ -76,19 +76,31 @@ def head(*sizes: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Return the tensors of a stack of linear layers with these sizes, numbered as with dropout between them."""
     generator = Generator().manual_seed(seed)
     made = {}
-    for i, (into, out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (into, out) in enumerate(itertools.pairwise(sizes)):
         made[f"layers.{2 * i}.weight"] = torch.randn(out, into, generator=generator)
         made[f"layers.{2 * i}.bias"] = torch.randn(out, generator=generator)
     return made
 
 
+def filled(kind: type, config: object, seed: int, **settings: object) -> torch.nn.Module:
+    """Return a network of a class of transformers with weights that follow from the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config, **settings)
+    fill(model, seed)
+    return model
+
+
 def fill(model: torch.nn.Module, seed: int) -> None:
-    """Draw all matrices from a normal distribution, large enough that outputs depend on inputs."""
+    """Draw all parameters, matrices large enough that outputs depend on inputs, and no two alike."""
     generator = Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.4 * drawn)
+            elif parameter.ndim == 1:
+                parameter.add_(0.2 * drawn)
 
 
 def images(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
