@@ -1,4 +1,4 @@
-"""A latent consistency model aligned with two rewards at once, in eight steps. `--tiny` needs no weights and no network.
+"""A latent consistency model aligned with two rewards at once, in eight steps. `--tiny` needs no weights, no network.
 
 python examples/align_lcm.py --prior models/lcm --clip models/clip-vit-large-patch14 --head aesthetic.safetensors
 """
@@ -6,11 +6,10 @@ python examples/align_lcm.py --prior models/lcm --clip models/clip-vit-large-pat
 import argparse
 from pathlib import Path
 
-from experiments.tiny_rewards import tiny_clip, tiny_head
-
 from bbo.align import Alignment, align
 from bbo.align_folder import AlignFolder
 from experiments.tiny_pipelines import tiny_folder
+from experiments.tiny_rewards import tiny_clip, tiny_head
 from oracles.images.aesthetic import Aesthetic
 from oracles.images.clip_rewards import ClipScore
 from oracles.images.reward import WeightedSum

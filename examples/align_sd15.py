@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 aligned with the aesthetic score, without fine-tuning. `--tiny` needs no weights and no network.
+"""Stable Diffusion 1.5 aligned with the aesthetic score, not fine-tuned. `--tiny` needs no weights and no network.
 
 python examples/align_sd15.py --prior models/sd15 --clip models/clip-vit-large-patch14 --head aesthetic.safetensors
 """
@@ -6,11 +6,10 @@ python examples/align_sd15.py --prior models/sd15 --clip models/clip-vit-large-p
 import argparse
 from pathlib import Path
 
-from experiments.tiny_rewards import tiny_clip, tiny_head
-
 from bbo.align import Alignment, align
 from bbo.align_folder import AlignFolder
 from experiments.tiny_pipelines import tiny_folder
+from experiments.tiny_rewards import tiny_clip, tiny_head
 from oracles.images.aesthetic import Aesthetic
 from smc.priors.pipelines import StableDiffusionPrior
 from smc.sampler import SamplerConfig

@@ -33,7 +33,7 @@ from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
 from smc.prior import Prior
-from surrogate.features import EncoderModel
+from surrogate.features import Encoder, EncoderModel
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan:
     prior: Prior
     oracle: Oracle
     method: SteeredPrior
-    encoder: EncoderModel
+    encoder: EncoderModel | Encoder
     executor: Place
     database: str | None
 

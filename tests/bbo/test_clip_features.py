@@ -12,13 +12,13 @@ from bbo.config.describe import describe
 from bbo.devices import moved
 from bbo.executor import LocalExecutor
 from bbo.features import with_features
+from experiments.tiny_rewards import images, write_clip
 from oracles.errors import OracleError
 from oracles.images.clip import Clip
 from oracles.images.clip_rewards import PickScore
 from oracles.images.reward import RewardOracle
 from smc.priors.gaussian import GaussianPrior
 from surrogate.features import Encoder, EncoderModel, Flatten
-from tests.oracles.tiny_clip import images, write_clip
 
 
 class Pictures(GaussianPrior):

@@ -1,4 +1,4 @@
-"""A campaign as people with image models run it: Stable Diffusion, two prompts, CLIP features, a reward as the oracle."""
+"""A campaign as people with image models run it: Stable Diffusion, two prompts, CLIP features, a reward."""
 
 import pytest
 import torch
@@ -50,7 +50,9 @@ def test_it_runs_from_a_file_and_is_told_apart_by_prompt(folder):
         campaign.run()
         queries = campaign.ledger.queries()
         assert len(queries) == 8
-        assert all(set(q.evaluation.outcomes) == {"value", "jpeg compressibility", "clip score"} for q in queries)
+        assert all(
+            set(q.evaluation.outcomes) == {"value", "jpeg compressibility", "clip score"} for q in queries
+        )
         designs = campaign.archive.designs(queries)
         assert designs.shape == (8, 3, 16, 16)
         assert 0 <= designs.min() <= designs.max() <= 1

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from experiments.tiny_rewards import images, write_clip
 from oracles.errors import OracleError
 from oracles.images import network
 from oracles.images.clip import MEAN, STD, Clip
 from oracles.images.texts import tokenized
-from tests.oracles.tiny_clip import images, write_clip
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from experiments.tiny_rewards import fill, head, images, write_blip_tokenizer, write_clip
 from oracles.errors import OracleError
 from oracles.images.aesthetic import Aesthetic
 from oracles.images.clip import MEAN, STD
 from oracles.images.clip_rewards import HPSv2
 from oracles.images.convert import convert_head, convert_hpsv2, convert_image_reward, main
 from oracles.images.image_reward import ImageReward
-from tests.oracles.tiny_clip import fill, head, images, write_blip_tokenizer, write_clip
 
 N_HEADS = 2
 

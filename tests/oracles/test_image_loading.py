@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from experiments.tiny_rewards import head, images, write_clip
 from oracles.errors import OracleError
 from oracles.images.clip import Clip
 from oracles.images.heads import linear_head
 from oracles.images.loading import Source, fingerprint, tensors
-from tests.oracles.tiny_clip import head, images, write_clip
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

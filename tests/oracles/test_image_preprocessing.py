@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch.autograd import gradcheck
 
+from experiments.tiny_rewards import images
 from oracles.errors import OracleError
 from oracles.images.clip import MEAN, STD
 from oracles.images.preprocessing import as_rgb, check_shape, cropped, normalized, padded
-from tests.oracles.tiny_clip import images
 
 LEVEL = 1 / 255
 

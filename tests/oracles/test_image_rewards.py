@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.autograd import gradcheck
 
+from experiments.tiny_rewards import head, images, write_clip, write_image_reward
 from oracles.errors import OracleError
 from oracles.images.aesthetic import Aesthetic
 from oracles.images.clip import MEAN, STD, Clip
@@ -17,7 +18,6 @@ from oracles.images.preprocessing import padded
 from oracles.images.reward import Reward, RewardOracle, WeightedSum
 from oracles.jpeg import JpegSizeOracle
 from tests.contracts.oracle_contract import OracleContract
-from tests.oracles.tiny_clip import head, images, write_clip, write_image_reward
 
 PROMPTS = ["a red cat", "dog"]
 

@@ -3,7 +3,9 @@
 import itertools
 import json
 import string
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator
@@ -82,7 +84,7 @@ def head(*sizes: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return made
 
 
-def filled(kind: type, config: object, seed: int, **settings: object) -> torch.nn.Module:
+def filled(kind: Any, config: Any, seed: int, **settings: Any) -> Any:
     """Return a network of a class of transformers with weights that follow from the seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -106,3 +108,17 @@ def fill(model: torch.nn.Module, seed: int) -> None:
 def images(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
     """Return random images."""
     return torch.rand(n, *shape, generator=Generator().manual_seed(seed))
+
+
+def tiny_clip() -> Path:
+    """Return a temporary folder that holds a tiny CLIP, which reads texts as long as the real one does."""
+    return write_clip(Path(tempfile.mkdtemp(prefix="bbo-tiny-")), n_tokens=77)
+
+
+def tiny_head() -> Path:
+    """Return a temporary file that holds an aesthetic head for it."""
+    from safetensors.torch import save_file
+
+    path = Path(tempfile.mkdtemp(prefix="bbo-tiny-")) / "head.safetensors"
+    save_file(head(8, 4, 1), path)
+    return path
