@@ -26,7 +26,7 @@ class ClipFeatures:
 
     @classmethod
     def load(
-        cls, model: PathOrId | Path, revision: str | None = None, local_files_only: bool = False
+        cls, model: str | PathOrId | Path, revision: str | None = None, local_files_only: bool = False
     ) -> ClipFeatures:
         """Return the encoder of the CLIP in a folder, or of a hub id at a commit (see `Clip.load`).
 

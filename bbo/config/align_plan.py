@@ -18,6 +18,7 @@ from bbo.config.models import align_file_model
 from bbo.config.parts import built
 from bbo.devices import check_present, moved
 from bbo.errors import BboError, ConfigError
+from oracles.images.reward import on_device
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def load_align_plan(path: Path, overrides: Sequence[str] = ()) -> AlignPlan:
     try:
         alignment = Alignment(
             moved(parts["prior"], section.device),
-            moved(parts["reward"], section.device),
+            on_device(parts["reward"], section.device),
             section.kl_coef,
             section.images_per_prompt,
             section.seed,

@@ -38,7 +38,7 @@ class Aesthetic:
     def load(
         cls,
         head: str | Path,
-        model: PathOrId | Path,
+        model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",

@@ -44,7 +44,7 @@ class Clip:
     @classmethod
     def load(
         cls,
-        model: PathOrId | Path,
+        model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         *,

@@ -38,7 +38,7 @@ class _OnClip:
     @classmethod
     def load(
         cls: type[Kind],
-        model: PathOrId | Path,
+        model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",
@@ -62,7 +62,7 @@ class ClipScore(_OnClip):
     @classmethod
     def load(
         cls,
-        model: PathOrId | Path,
+        model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",

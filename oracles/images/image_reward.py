@@ -51,7 +51,7 @@ class ImageReward:
     @classmethod
     def load(
         cls,
-        model: PathOrId | Path,
+        model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
         device: str = "cpu",

@@ -48,6 +48,20 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class Movable(Protocol):
+    """A reward that holds a network."""
+
+    def to(self, device: str | torch.device) -> Reward:
+        """Return this reward with its network on a device."""
+        ...
+
+
+def on_device(reward: Reward, device: str | torch.device) -> Reward:
+    """Return a reward with its networks, if it has any, on a device; what has none works where the images are."""
+    return reward.to(device) if isinstance(reward, Movable) else reward
+
+
 @dataclass(frozen=True)
 class WeightedSum:
     """Several rewards at once: Σ weight · reward, each reward on its own scale."""
@@ -81,6 +95,10 @@ class WeightedSum:
     def is_differentiable(self) -> bool:
         """Whether all of the rewards are."""
         return all(reward.is_differentiable for reward in self.rewards)
+
+    def to(self, device: str | torch.device) -> WeightedSum:
+        """Return this sum with the networks of its rewards on a device."""
+        return WeightedSum([on_device(reward, device) for reward in self.rewards], self.weights)
 
     def values(
         self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]

@@ -357,3 +357,12 @@ class TestOracle:
 
         with pytest.raises(OracleError, match="'value' cannot be told from the sum"):
             RewardOracle(WeightedSum([Value()], [1.0]))
+
+
+def test_a_sum_takes_its_networks_to_a_device(tmp_path):
+    """What holds no network stays as it is."""
+    score, size = ClipScore.load(write_clip(tmp_path)), JpegSize()
+    moved = WeightedSum([score, size], [1.0, 2.0]).to("meta")
+    assert moved.rewards[0].clip.network.device.type == "meta"
+    assert moved.rewards[1] is size
+    assert moved.weights == [1.0, 2.0]

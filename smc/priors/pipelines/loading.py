@@ -37,7 +37,7 @@ PRIORS = {
 
 def load_pipeline(
     prior: str,
-    path_or_id: PathOrId | Path,
+    path_or_id: str | PathOrId | Path,
     *,
     revision: str | None,
     variant: str | None,
@@ -110,7 +110,7 @@ def _quietly() -> Iterator[None]:
 
 # ---------------------------------------------------------------- where it is
 def _located(
-    path_or_id: PathOrId | Path, revision: str | None, variant: str | None, local_files_only: bool
+    path_or_id: str | PathOrId | Path, revision: str | None, variant: str | None, local_files_only: bool
 ) -> Path:
     """Return the folder of a pipeline, downloaded if it has to be and may be."""
     if Path(path_or_id).is_dir():

@@ -27,7 +27,7 @@ class StableDiffusionPrior(LatentPrior):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         prompts: Sequence[str] = (),
         prompts_file: str | Path | None = None,
@@ -117,7 +117,7 @@ class StableDiffusionXLPrior(LatentPrior):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         prompts: Sequence[str] = (),
         prompts_file: str | Path | None = None,
