@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import file_digest, sha256
@@ -134,14 +136,15 @@ def pretrained(
     if not any(folder.glob("*.safetensors")):
         raise OracleError(_no_safetensors(str(folder), sorted(path.name for path in folder.iterdir())))
     try:
-        network, told = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=dtype,
-            output_loading_info=True,
-            **settings,
-        )
+        with _without_bar():
+            network, told = kind.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=dtype,
+                output_loading_info=True,
+                **settings,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise OracleError(f"the weights in {folder} cannot be read: {error}") from error
     if told["missing_keys"]:
@@ -150,6 +153,20 @@ def pretrained(
             f"the weights in {folder} lack {len(missing)} tensors of {kind.__name__}, such as {missing[0]}"
         )
     return network  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keep the progress bar of transformers, of a second or two, off the terminal."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def vocabulary(kind: Any, folder: Path) -> Any:

@@ -222,3 +222,15 @@ def test_fingerprints(saved):
     ]
     found = [fingerprint(**change) for change in changed]
     assert len({plain, *found}) == 1 + len(changed)
+
+
+def test_a_prior_that_was_sent_to_another_process_is_the_same(saved):
+    """As Ray sends it, with what a compiled network and checkpoints hold."""
+    from ray import cloudpickle
+
+    prior = StableDiffusionPrior.from_pretrained(saved, **CAT, precision=Precision(compile="eager"))
+    sent = cloudpickle.loads(cloudpickle.dumps(prior))
+    assert sent.fingerprint() == prior.fingerprint()
+    x = prior.init(2, torch.Generator().manual_seed(0))
+    t, _ = prior.steps[0]
+    torch.testing.assert_close(sent.denoise(x, t).x0, prior.denoise(x, t).x0)
