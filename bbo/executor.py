@@ -184,11 +184,13 @@ class LocalExecutor:
                 return x0.new_zeros(len(x0), dtype=torch.float32)
             X = self.encoder(self.prior.decode(x0))
             # Beliefs are small and stay on the CPU; only features, and gradients on their way back, cross over.
-            return potential(X.cpu(), island.cpu() + request.first_island).to(x0.device)
+            return potential(X.cpu(), island.cpu()).to(x0.device)
 
         generator = torch.Generator().manual_seed(request.seed)
         config = replace(request.config, max_batch=size)
-        result = sample(self.prior, log_potential, config, generator=generator)
+        result = sample(
+            self.prior, log_potential, config, generator=generator, first_island=request.first_island
+        )
         keys, X = [], []
         with torch.no_grad():
             for x0 in torch.split(result.x0, size):

@@ -29,7 +29,7 @@ from torch import Generator, Tensor
 from smc.errors import SamplerError
 from smc.look_ahead import LogPotential, asked, chunks
 from smc.noise import normal
-from smc.prior import Denoised, Kernel, Prior
+from smc.prior import Denoised, Kernel, Prior, rows_of
 from smc.rows import per_row
 
 _UNCAPPED = torch.finfo(torch.float32).max
@@ -119,7 +119,7 @@ class Target:
         for rows in chunks(len(x), self.max_batch):
             with torch.set_grad_enabled(is_through_network):
                 x_t = x[rows].detach().requires_grad_(is_through_network)
-                denoised = self.prior.denoise(x_t, t)
+                denoised = rows_of(self.prior, island[rows]).denoise(x_t, t)
             with torch.enable_grad():
                 x0 = denoised.x0 if is_through_network else denoised.x0.detach().requires_grad_()
                 value = asked(self.log_potential, x0, island[rows])

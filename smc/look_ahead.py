@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from smc.errors import SamplerError
-from smc.prior import Denoised, Prior
+from smc.prior import Denoised, Prior, rows_of
 from smc.rows import overwritten, per_row, row_sum
 from smc.twist import Outlook, Twist
 
@@ -117,7 +117,7 @@ def _estimates(
     for rows in chunks(len(x), max_batch):
         with torch.set_grad_enabled(is_guided):
             x_t = x[rows].detach().requires_grad_(is_guided)
-            denoised = prior.denoise(x_t, t)
+            denoised = rows_of(prior, island[rows]).denoise(x_t, t)
             value = asked(log_potential, denoised.x0, island[rows])
             if is_guided:
                 grads.append(gradients(value, denoised.x0, x_t))

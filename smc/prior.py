@@ -33,6 +33,8 @@ class Denoised:
     """√ᾱ_t for a chain that keeps the variance."""
     noise: float
     """√(1-ᾱ_t) for such a chain."""
+    is_mean: bool = True
+    """Whether `x0` is the posterior mean E[x0 | x_t]; a consistency model's is one point of the data instead."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "n *event"], x0: Float[Tensor, "n *event"], alpha_bar: float) -> Denoised:
@@ -45,9 +47,9 @@ class Denoised:
         """Return the factor noise²/signal in Cov(x0|x_t) = noise²/signal · ∂x0/∂x_t (Tweedie, second order).
 
         It is 0 where less than 1e-4 of the variance is signal: a latent says nothing of x0 there, and the factor would
-        multiply a trained network's errors by thousands.
+        multiply a trained network's errors by thousands. It is 0, too, where x0 is no posterior mean.
         """
-        return self.noise**2 / self.signal if self.signal**2 > 1e-4 else 0.0
+        return self.noise**2 / self.signal if self.is_mean and self.signal**2 > 1e-4 else 0.0
 
     def overwritten(self, target: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Denoised:
         """Return the estimates with the rows `target` replaced by those of `source`."""
@@ -116,3 +118,17 @@ class Prior(Protocol):
     def fingerprint(self) -> str:
         """Return a short hash of everything that decides the samples: weights, chain, eta."""
         ...
+
+
+@runtime_checkable
+class ByIsland(Protocol):
+    """A prior that is conditioned island by island: on a prompt each, for example."""
+
+    def of_islands(self, island: Int[Tensor, " n"]) -> Prior:
+        """Return the prior of n rows, each of which belongs to the island of that number."""
+        ...
+
+
+def rows_of(prior: Prior, island: Int[Tensor, " n"]) -> Prior:
+    """Return the prior that these rows have: the same for all where it does not tell islands apart."""
+    return prior.of_islands(island) if isinstance(prior, ByIsland) else prior

@@ -124,9 +124,16 @@ class Particles:
 
 
 def sample(
-    prior: Prior, log_potential: LogPotential, config: SamplerConfig, *, generator: Generator
+    prior: Prior,
+    log_potential: LogPotential,
+    config: SamplerConfig,
+    *,
+    generator: Generator,
+    first_island: int = 0,
 ) -> SMCResult:
     """Return weighted samples of p(x0)·exp(log_potential(x0)), one population an island.
+
+    first_island: the number of the first of them, to priors and log-potentials that tell islands apart.
 
     The same arguments and generator state give the same result, whatever `max_batch` is (to 1e-5; the
     network's own arithmetic may depend on the size of its batch).
@@ -138,7 +145,8 @@ def sample(
     n_steps = len(prior.steps)
     n_free, n_unguided = config.first_steps(n_steps)
     particles = start(prior, config, generator)
-    island = torch.arange(config.n_islands, device=particles.x.device).repeat_interleave(config.n_particles)
+    island = first_island + torch.arange(config.n_islands, device=particles.x.device)
+    island = island.repeat_interleave(config.n_particles)
     infos, faults = [], []
     for i, (t, s) in enumerate(prior.steps):
         potential = log_potential if i >= n_free else _nothing

@@ -113,6 +113,15 @@ def ddim_mean(
     return math.sqrt(alpha_bar_s) * x0 + math.sqrt(max(1 - alpha_bar_s - std**2, 0.0)) * eps
 
 
+def renoising_std(signal_t: float, noise_t: float, signal_s: float, noise_s: float, eta: float) -> float:
+    """Return eta times the std of x_s given x_t and x0, for any chain x_t = signal·x0 + noise·eps.
+
+    x_t is x_s shrunk by a = signal_t/signal_s plus noise of variance noise_t² - a²·noise_s², so x_s has the variance
+    noise_s²·(1 - a²·noise_s²/noise_t²) once both ends are known. DDIM eq. 16 is this where signal² + noise² = 1.
+    """
+    return eta * noise_s * math.sqrt(max(1 - (signal_t * noise_s / (signal_s * noise_t)) ** 2, 0.0))
+
+
 @dataclass(frozen=True)
 class GaussianKernel:
     """p(x_s|x_t) = N(mean, std²·I), whose proposals keep the std and shift the mean.

@@ -35,6 +35,7 @@ from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
 from oracles.evaluation import VALUE
+from smc.priors.pipelines.loading import PathOrId
 from smc.resampling import Resampling
 from smc.schedule import Spacing
 from smc.tempering import Tempering
@@ -56,6 +57,8 @@ KINDS: dict[Any, str] = {
     Spacing: "spacing",
 }
 """Which protocol stands for which kind of registered part."""
+SOURCES = frozenset({PathOrId})
+"""Types of text that is a path beside the file or, where nothing lies there, the name of a model on a hub."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def _field_type(hint: Any) -> Any:
         parts = [part for part in get_args(hint) if part is not Path]  # a path is written as text
         parts = [part for part in parts if not (has_code and part is Oracle)]  # named, like a function
         return Union[tuple(map(_field_type, parts))]  # noqa: UP007
-    if hint is Path or _is_code(hint):
+    if hint is Path or hint in SOURCES or _is_code(hint):
         return StrictStr
     if is_dataclass(hint) and isinstance(hint, type):
         return _section(hint.__name__, hint)
@@ -210,6 +213,8 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
         value = _revealed(value)
     if isinstance(value, str) and any(map(_is_code, accepted)):
         return load_attribute(value, folder)
+    if isinstance(value, str) and SOURCES.intersection(accepted):
+        return folder / value if (folder / value).exists() else value
     if isinstance(value, str) and Path in accepted:
         # An input that a constructor reads may be text; where something is written is a Path and nothing else.
         return folder / value if str in accepted else Path(value)

@@ -7,7 +7,14 @@ from operator import attrgetter
 from typing import Any
 
 REGISTRY: dict[str, dict[str, str]] = {
-    "prior": {"denoiser": "smc.priors.denoiser:Denoiser.load"},
+    "prior": {
+        "denoiser": "smc.priors.denoiser:Denoiser.load",
+        "ddpm": "smc.priors.pipelines.unconditional:DDPMPrior.from_pretrained",
+        "stable_diffusion": "smc.priors.pipelines.stable_diffusion:StableDiffusionPrior.from_pretrained",
+        "stable_diffusion_xl": "smc.priors.pipelines.stable_diffusion:StableDiffusionXLPrior.from_pretrained",
+        "stable_diffusion_3": "smc.priors.pipelines.stable_diffusion_3:StableDiffusion3Prior.from_pretrained",
+        "latent_consistency": "smc.priors.pipelines.latent_consistency:LatentConsistencyPrior.from_pretrained",
+    },
     "oracle": {
         "airfoil": "oracles.airfoil:AirfoilOracle",
         "function": "oracles.callables:FunctionOracle",
@@ -89,7 +96,11 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 """kind → name → the class, its constructor or the function that makes it, as module:attribute."""
 
-_NAMES = {target.removesuffix(".load"): name for parts in REGISTRY.values() for name, target in parts.items()}
+_NAMES = {
+    target.removesuffix(".load").removesuffix(".from_pretrained"): name
+    for parts in REGISTRY.values()
+    for name, target in parts.items()
+}
 
 
 def resolve(kind: str, name: str) -> Any:

@@ -1,0 +1,245 @@
+"""Noise levels of a pipeline's scheduler, what its network predicts, and the steps between levels.
+
+    x_t  = a_t · x0 + b_t · eps                                               a → signal, b → noise
+    std² = η² · b_s² · (1 - a_t²·b_s² / (a_s²·b_t²))                          variance of x_s given x_t and x0, times η²
+    p(x_s|x_t) = N( a_s · x0 + √(b_s² - std²) · eps,  std² · I )
+
+Where a² + b² = 1 this is DDIM, eqs. 12 and 16 (Song et al. 2021, arXiv 2010.02502). For rectified flow, a = 1 - σ and
+b = σ, it is an Euler step of the ODE at η = 0: a_s·x0 + b_s·eps = x_t + (σ_s - σ_t)·(eps - x0). With η above 0 it is
+the step of an SDE that has the ODE's marginals (Albergo et al. 2023, arXiv 2303.08797): what DDIM calls a non-Markovian
+forward process is, for any a and b, a way of writing x_s from x0, x_t and new noise that keeps the law of x_s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from smc.errors import PriorError
+from smc.prior import CLEAN, Denoised
+from smc.schedule import GaussianKernel, Steps, check_eta, renoising_std
+
+Prediction = Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
+"""(network's output, x_t, signal, noise) → (x0, eps)."""
+
+
+# ---------------------------------------------------------------- what networks predict
+def from_epsilon(
+    output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], signal: float, noise: float
+) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
+    """Return x0 and eps of a network that predicts eps."""
+    return (x - noise * output) / signal, output
+
+
+def from_v(
+    output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], signal: float, noise: float
+) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
+    """Return x0 and eps of a network that predicts v = signal·eps - noise·x0."""
+    return signal * x - noise * output, noise * x + signal * output
+
+
+def from_sample(
+    output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], signal: float, noise: float
+) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
+    """Return x0 and eps of a network that predicts x0."""
+    return output, (x - signal * output) / noise
+
+
+def from_flow(
+    output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], signal: float, noise: float
+) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
+    """Return x0 and eps of a network that predicts the velocity eps - x0 of a rectified flow (signal + noise = 1)."""
+    return x - noise * output, x + signal * output
+
+
+_PREDICTIONS: Mapping[str, Prediction] = {
+    "epsilon": from_epsilon,
+    "v_prediction": from_v,
+    "sample": from_sample,
+}
+
+
+# ---------------------------------------------------------------- chains
+@dataclass(frozen=True)
+class Chain:
+    """The levels a prior walks through, and how: plain numbers, taken from a scheduler once."""
+
+    steps: Steps
+    levels: Mapping[int, tuple[float, float]]
+    """t → (signal, noise), for every t of the steps and for CLEAN."""
+    times: Mapping[int, float]
+    """t → what the network is told of the level."""
+    prediction: Prediction
+    eta: float = 1.0
+    """Noise of the kernel: 0 for the deterministic sampler, 1 for the ancestral one."""
+    clip: float | None = None
+    """Bound of clean estimates, for priors in pixels; None for none."""
+
+    def __post_init__(self) -> None:
+        check_eta(self.eta)
+
+    def denoised(self, output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], t: int) -> Denoised:
+        """Return the estimates that a network's output at t implies. A clipped x0 has the eps that goes with it."""
+        signal, noise = self.levels[t]
+        x0, eps = self.prediction(output, x, signal, noise)
+        if self.clip is not None:
+            x0 = x0.clamp(-self.clip, self.clip)
+            eps = (x - signal * x0) / noise
+        return Denoised(x0, eps, signal, noise)
+
+    def kernel(self, denoised: Denoised, s: int) -> GaussianKernel:
+        """Return p(x_s | x_t). The last step has no noise, even where a scheduler ends a little short of clean data."""
+        signal, noise = self.levels[s]
+        std = 0.0
+        if s != CLEAN:
+            std = renoising_std(denoised.signal, denoised.noise, signal, noise, self.eta)
+        return GaussianKernel(
+            signal * denoised.x0 + math.sqrt(max(noise**2 - std**2, 0.0)) * denoised.eps, std
+        )
+
+    def described(self) -> list[object]:
+        """Return everything that decides its steps, as JSON."""
+        levels = [[t, *self.levels[t], self.times.get(t)] for t in sorted(self.levels)]
+        return [type(self).__name__, self.steps, levels, self.prediction.__name__, self.eta, self.clip]
+
+
+@dataclass(frozen=True)
+class ConsistencyChain(Chain):
+    """Multistep consistency sampling as a Markov kernel: x_s = a_s·f(x_t) + b_s·z, and f(x_t) at the end.
+
+    Song et al. 2023 (arXiv 2303.01469), algorithm 1; f = c_skip·x_t + c_out·x0 as in latent consistency models (Luo et
+    al. 2023, arXiv 2310.04378). f(x_t) is where the ODE ends, one point of the data and not the mean of them, so its
+    derivative is no posterior covariance: the sampler's twist takes it for certain.
+    """
+
+    scalings: Mapping[int, tuple[float, float]] | None = None
+    """t → (c_skip, c_out)."""
+
+    def denoised(self, output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], t: int) -> Denoised:
+        """Return f(x_t), and the eps that goes with it."""
+        signal, noise = self.levels[t]
+        estimate = Chain.denoised(self, output, x, t)
+        c_skip, c_out = (self.scalings or {})[t]
+        x0 = c_out * estimate.x0 + c_skip * x
+        return Denoised(x0, (x - signal * x0) / noise, signal, noise, is_mean=False)
+
+    def kernel(self, denoised: Denoised, s: int) -> GaussianKernel:
+        """Return p(x_s | x_t): all noise is new."""
+        signal, noise = self.levels[s]
+        return GaussianKernel(signal * denoised.x0, noise)
+
+
+# ---------------------------------------------------------------- from schedulers
+def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> Chain:
+    """Return the DDIM chain over the noise table of any of Stable Diffusion's schedulers.
+
+    Spacing, offset, the last ᾱ, prediction type and clipping are those of its config. Raises PriorError for more steps
+    than the table has and for dynamic thresholding, which mixes the pixels of an image.
+    """
+    from diffusers import DDIMScheduler
+
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    _check(ddim, n_steps)
+    ddim.set_timesteps(n_steps)
+    ts = ddim.timesteps.tolist()
+    levels, prediction = _levels(ddim, ts), _prediction(ddim)
+    if prediction is from_epsilon and levels[ts[0]][0] == 0:
+        raise PriorError(
+            "the scheduler's noise table ends in pure noise (rescale_betas_zero_snr), where a prediction of eps says "
+            "nothing of x0; such a table needs prediction_type v_prediction or sample"
+        )
+    return Chain(
+        paired(ts),
+        {**levels, CLEAN: _level(float(ddim.final_alpha_cumprod))},
+        {t: float(t) for t in ts},
+        prediction,
+        eta,
+        float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None,
+    )
+
+
+def consistency_chain(scheduler: Any, n_steps: int) -> ConsistencyChain:
+    """Return the chain of an LCMScheduler. Raises PriorError for more steps than it was distilled for."""
+    from diffusers import LCMScheduler
+
+    lcm = LCMScheduler.from_config(scheduler.config)
+    n_original = int(lcm.config.original_inference_steps)
+    if not 1 <= n_steps <= n_original:
+        raise PriorError(
+            f"n_steps must be between 1 and the {n_original} steps that the model was distilled on, got {n_steps}"
+        )
+    _check(lcm, n_steps)
+    lcm.set_timesteps(n_steps)
+    ts = lcm.timesteps.tolist()
+    scalings = {t: tuple(map(float, lcm.get_scalings_for_boundary_condition_discrete(t))) for t in ts}
+    clip = float(lcm.config.clip_sample_range) if lcm.config.clip_sample else None
+    return ConsistencyChain(
+        paired(ts),
+        {**_levels(lcm, ts), CLEAN: (1.0, 0.0)},
+        {t: float(t) for t in ts},
+        _prediction(lcm),
+        clip=clip,
+        scalings=scalings,  # type: ignore[arg-type]
+    )
+
+
+def flow_chain(scheduler: Any, n_steps: int, eta: float, n_tokens: int) -> Chain:
+    """Return the chain of a FlowMatchEulerDiscreteScheduler; t counts its levels down to 0.
+
+    n_tokens: patches of an image, for schedulers whose shift depends on the resolution.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if n_steps < 1:
+        raise PriorError(f"n_steps must be at least 1, got {n_steps}")
+    flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    flow.set_timesteps(
+        n_steps, mu=_shift(flow.config, n_tokens) if flow.config.use_dynamic_shifting else None
+    )
+    ts = list(range(n_steps - 1, -1, -1))
+    sigmas = dict(zip([*ts, CLEAN], flow.sigmas.double().tolist(), strict=True))
+    times = dict(zip(ts, flow.timesteps.double().tolist(), strict=True))
+    return Chain(paired(ts), {t: (1 - s, s) for t, s in sigmas.items()}, times, from_flow, eta)
+
+
+def _shift(config: Any, n_tokens: int) -> float:
+    """Return the shift that a resolution asks for: linear in the number of patches."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    return float(least + (most - least) * (n_tokens - low) / (high - low))
+
+
+def paired(ts: list[int]) -> Steps:
+    """Return falling levels as (t, s) pairs that end at CLEAN."""
+    return tuple(zip(ts, [*ts[1:], CLEAN], strict=True))
+
+
+def _levels(scheduler: Any, ts: list[int]) -> dict[int, tuple[float, float]]:
+    return {t: _level(float(scheduler.alphas_cumprod[t])) for t in ts}
+
+
+def _level(alpha_bar: float) -> tuple[float, float]:
+    return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+
+
+def _check(scheduler: Any, n_steps: int) -> None:
+    n_train = int(scheduler.config.num_train_timesteps)
+    if not 1 <= n_steps <= n_train:
+        raise PriorError(f"n_steps must be between 1 and the prior's {n_train} noise levels, got {n_steps}")
+    if scheduler.config.thresholding:
+        raise PriorError(
+            "the scheduler's config asks for dynamic thresholding, which this program does not have: its bound "
+            "depends on a quantile of each image; set thresholding to false in scheduler_config.json"
+        )
+
+
+def _prediction(scheduler: Any) -> Prediction:
+    kind = str(scheduler.config.prediction_type)
+    if kind not in _PREDICTIONS:
+        raise PriorError(f"unknown prediction_type {kind!r}; known are {', '.join(_PREDICTIONS)}")
+    return _PREDICTIONS[kind]
