@@ -8,10 +8,12 @@ Draws       one draw by weight from each island: independent samples of the targ
 Best        the highest utility
 Conditioned one after the other the highest utility, each time as it would be if the designs picked so far had been
             answered as expected: where the surrogate would be no wiser, nothing is picked twice
+Spread      high utility and far apart: a batch that shows what else is good
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -176,6 +178,48 @@ class Conditioned:
             utility = believe(chosen) if chosen else pool.utility
             chosen += _best(pool, utility, size, chosen)
         return chosen
+
+
+@dataclass(frozen=True)
+class Spread:
+    """High utility and far apart: one after the other the design with the highest
+
+        utility / its std over the pool  +  weight · mean distance to those picked so far / mean distance in the pool
+
+    with Euclidean distances of features: the greedy rule of max-sum diversification (Borodin, Lee and Ye 2012, arXiv
+    1203.6397). A cold target with this rule finds designs that are good in more than one way, where a warm target and
+    draws from it would fill the batch with what is merely ordinary.
+    """
+
+    weight: float = 1.0
+    """What the mean distance in the pool is worth, in stds of the utility; 0 is `Best`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"weight must be a finite number of at least 0, got {self.weight}")
+
+    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[int]:
+        """Return up to n designs, in the order they were picked; the first has the highest utility."""
+        del believe, generator
+        places = _best(pool, pool.utility, len(pool.picks), [])  # every design once
+        if len(places) <= 2:
+            return places[:n]
+        X, utility = pool.X[places].double(), pool.utility[places].double()
+        between = torch.cdist(X, X)
+        m = len(places)
+        # Utilities or features that are all equal decide nothing, whatever divides them.
+        gain = utility / utility.std().clamp(min=_TINY)
+        apart = between / (between.sum() / (m * (m - 1))).clamp(min=_TINY)
+        chosen, distance = [0], apart[0].clone()
+        while len(chosen) < min(n, m):
+            score = gain + self.weight * distance / len(chosen)
+            score[chosen] = -torch.inf
+            chosen.append(int(score.argmax()))
+            distance += apart[chosen[-1]]
+        return [places[i] for i in chosen]
+
+
+_TINY = 1e-300
 
 
 def _best(pool: Pool, utility: Float[Tensor, " m"], n: int, chosen: Sequence[int]) -> list[int]:

@@ -64,7 +64,6 @@ class WantedDigitOracle:
     """
 
     digit: int
-    weights: Path = WEIGHTS
     design_shape: tuple[int, ...] | None = field(default=SHAPE, init=False)
     n_per_call: int | None = field(default=None, init=False)
     is_idempotent: bool = field(default=True, init=False)
@@ -72,7 +71,7 @@ class WantedDigitOracle:
     def __post_init__(self) -> None:
         if not 0 <= self.digit < N_DIGITS:
             raise OracleError(f"wanted digit: digit must be between 0 and 9, got {self.digit}")
-        object.__setattr__(self, "_classifier", DigitClassifier.load(self.weights))
+        object.__setattr__(self, "_classifier", DigitClassifier.load(WEIGHTS))
 
     @property
     def name(self) -> str:
