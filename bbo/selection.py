@@ -184,15 +184,16 @@ class Conditioned:
 class Spread:
     """High utility and far apart: one after the other the design with the highest
 
-        utility / its std over the pool  +  weight · mean distance to those picked so far / mean distance in the pool
+        utility / std  +  weight · mean distance to those picked so far / rms distance
 
-    with Euclidean distances of features: the greedy rule of max-sum diversification (Borodin, Lee and Ye 2012, arXiv
-    1203.6397). A cold target with this rule finds designs that are good in more than one way, where a warm target and
-    draws from it would fill the batch with what is merely ordinary.
+    the std of the utility and the root mean square distance between two designs being those of the pool, distances
+    Euclidean between features: the greedy rule of max-sum diversification (Borodin et al. 2012, arXiv 1203.6397). A
+    cold target with this rule finds designs that are good in different ways, where draws of a warmer target fill the
+    batch with what is merely ordinary.
     """
 
     weight: float = 1.0
-    """What the mean distance in the pool is worth, in stds of the utility; 0 is `Best`."""
+    """What the rms distance is worth, in stds of the utility; 0 is `Best`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
@@ -202,24 +203,28 @@ class Spread:
         """Return up to n designs, in the order they were picked; the first has the highest utility."""
         del believe, generator
         places = _best(pool, pool.utility, len(pool.picks), [])  # every design once
-        if len(places) <= 2:
-            return places[:n]
-        X, utility = pool.X[places].double(), pool.utility[places].double()
-        between = torch.cdist(X, X)
-        m = len(places)
-        # Utilities or features that are all equal decide nothing, whatever divides them.
-        gain = utility / utility.std().clamp(min=_TINY)
-        apart = between / (between.sum() / (m * (m - 1))).clamp(min=_TINY)
-        chosen, distance = [0], apart[0].clone()
-        while len(chosen) < min(n, m):
-            score = gain + self.weight * distance / len(chosen)
+        if not places:
+            return []
+        X = pool.X[places].double()
+        utility = _standardised(pool.utility[places])
+        rms = X.var(0, correction=0).sum().mul(2).sqrt().clamp(min=_TINY)
+        distance = torch.zeros_like(utility)  # to all picked so far, together
+        chosen: list[int] = []
+        while len(chosen) < min(n, len(places)):
+            score = utility + self.weight * distance / (max(len(chosen), 1) * rms)
             score[chosen] = -torch.inf
             chosen.append(int(score.argmax()))
-            distance += apart[chosen[-1]]
+            distance += torch.linalg.vector_norm(X - X[chosen[-1]], dim=1)
         return [places[i] for i in chosen]
 
 
 _TINY = 1e-300
+
+
+def _standardised(utility: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Return the utility with mean 0 and std 1; all 0 where it does not vary."""
+    centred = utility.double() - utility.double().mean()
+    return centred / centred.square().mean().sqrt().clamp(min=_TINY)
 
 
 def _best(pool: Pool, utility: Float[Tensor, " m"], n: int, chosen: Sequence[int]) -> list[int]:

@@ -34,8 +34,8 @@ class JpegSizeOracle:
     quality: int = 95
     """JPEG quality, 1 … 95."""
     scale: int = 1
-    """How many times larger each side is made before the file is written, by Pillow's bicubic rule. A file of 8×8 pixels
-    is almost all header, and JPEG sees it as one block; enlarged, every pixel is a block."""
+    """How many times larger each side is made before the file is written, by Pillow's bicubic rule. A file of 8×8
+    pixels is almost all header, and JPEG sees it as one block; enlarged by 8, every pixel is a block."""
     design_shape: tuple[int, ...] | None = None
     name: str = field(default="jpeg size", init=False)
     n_per_call: int | None = field(default=None, init=False)

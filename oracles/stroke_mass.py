@@ -17,8 +17,8 @@ from oracles.messages import not_finite
 class StrokeMassOracle:
     """Mean ink of each image, between 0 (nothing is drawn) and 1 (all is ink).
 
-    A design is an image (channels, height, width) or (height, width) of any size; 0 is paper, 1 is ink, what lies outside
-    is clipped. Black ink on white paper has the mass 1 - value: maximise it by `Negated`.
+    A design is an image (channels, height, width) or (height, width) of any size; 0 is paper, 1 is ink, what lies
+    outside is clipped. Of black strokes on white paper the value is the paper that is left: `Negated` asks for ink.
     """
 
     design_shape: tuple[int, ...] | None = None

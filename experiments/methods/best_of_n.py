@@ -16,7 +16,7 @@ from bbo import seeds
 from bbo.errors import ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.selection import Best, Pick, Pool
+from bbo.selection import Best, Pick, Pool, Selection
 from bbo.steering import SteeredPrior
 from smc.sampler import SamplerConfig
 
@@ -32,6 +32,9 @@ class BestOfN:
     """Whose surrogate, acquisition and feasibility model say what is good; its sampler is not used."""
     n_samples: int = 1024
     """Prior samples a round. A chain of T steps costs n_samples · T passes forward through the network, none back."""
+    selection: Selection = Best()  # noqa: RUF009
+    """Which of them become the batch. A rule that draws by weight finds all weights equal here, and one that believes
+    what it picked finds no belief changed."""
     max_batch: int | None = 256
     """Most of them at a time in the network."""
 
@@ -58,7 +61,7 @@ class BestOfN:
         with stage("select"), torch.no_grad():
             pool = Pool.of(shards, observed.designs)
             pool = replace(pool, utility=potential(pool.X, pool.island).double())
-            chosen = Best()(pool, n, lambda _: pool.utility, seeds.generator(seed, "select"))
+            chosen = self.selection(pool, n, lambda _: pool.utility, seeds.generator(seed, "select"))
             x0 = shards[0].result.x0[[pool.picks[place].row for place in chosen]]
             return Candidates(
                 x0,

@@ -77,14 +77,14 @@ _TEXT = """# Model card: digits prior
 `digits_prior/`, fingerprint `{fingerprint}` at 50 steps and eta 1. This card is written by
 `python -m experiments.problems.digits_prior_card`: change it there.
 
-**What it is.** A diffusion model of handwritten digits of 8×8 pixels: a `UNet2DModel` of diffusers with {n_parameters:,}
-parameters ({n_bytes:.2f} MB with its configuration) that predicts the noise on the schedule `squaredcos_cap_v2` of 1,000
-levels; clean estimates are clipped to the range of pixels. The folder is a `DDPMPipeline`: `smc.priors.pipelines:DDPMPrior`
-loads it, and so does diffusers. A design is an image (1, 8, 8) in 0 … 1, where 1 is ink.
+**What it is.** A diffusion model of handwritten digits of 8×8 pixels: a `UNet2DModel` of diffusers with
+{n_parameters:,} parameters ({n_bytes:.2f} MB with its configuration) that predicts the noise on the schedule
+`squaredcos_cap_v2` of 1,000 levels; clean estimates are clipped to the range of pixels. The folder is a `DDPMPipeline`:
+`smc.priors.pipelines:DDPMPrior` loads it, and so does diffusers. A design is an image (1, 8, 8) in 0 … 1, 1 is ink.
 
-**Data.** The 1,797 digits that scikit-learn carries (`sklearn.datasets.load_digits`), the test set of "Optical Recognition
-of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998). {n_train:,} were trained on,
-{n_test} are held out. They are read from the installed package; no image is part of this repository.
+**Data.** The 1,797 digits that scikit-learn carries (`sklearn.datasets.load_digits`), the test set of "Optical
+Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998). {n_train:,} were
+trained on, {n_test} are held out. They are read from the installed package; no image is part of this repository.
 
 **Training.** `python -m experiments.problems.train_digits_prior`, two minutes on one core, seed {seed}:
 {settings}.
@@ -93,10 +93,10 @@ of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning Reposito
 
 ## Samples against the data
 
-By a classifier that is independent of everything that campaigns see, a support vector machine with calibrated
-probabilities, which recognises {accuracy:.1%} of the held-out digits; it was trained on half of the training digits. Recognisability: mean
-probability of the most probable digit. Unsure: share where that is below one half. Diversity: mean distance between two of
-them, Euclidean over the pixels.
+By a classifier that is independent of everything that campaigns see: a support vector machine with calibrated
+probabilities, trained on half of the training digits, which recognises {accuracy:.1%} of the held-out ones.
+Recognisability: mean probability of the most probable digit. Unsure: share where that is below one half. Diversity:
+mean distance between two of them, Euclidean over the pixels.
 
 | | n | recognisability | unsure | diversity |
 |---|---:|---:|---:|---:|

@@ -7,7 +7,7 @@ from experiments.problems.digits_classifier import WEIGHTS, DigitClassifier, Wan
 from oracles.errors import OracleError
 from tests.contracts.oracle_contract import OracleContract
 
-sklearn_datasets = pytest.importorskip("sklearn.datasets")
+pytest.importorskip("sklearn")
 from experiments.problems.train_digits_classifier import accuracy, train
 from experiments.problems.train_digits_prior import halves, real_digits
 

@@ -107,7 +107,8 @@ def test_designs_that_are_no_images_are_refused(shape):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"quality": 0}, {"quality": 96}, {"scale": 0}, {"design_shape": (4, 8, 8)}, {"design_shape": (8,)}]
+    "settings",
+    [{"quality": 0}, {"quality": 96}, {"scale": 0}, {"design_shape": (4, 8, 8)}, {"design_shape": (8,)}],
 )
 def test_settings_that_are_refused(settings):
     with pytest.raises(OracleError, match="jpeg oracle: "):
