@@ -65,19 +65,18 @@ def rewards(designs: Float[Tensor, "n 1 8 8"]) -> Float[np.ndarray, " n"]:
 
 @cache
 def judge() -> Any:
-    """Return the independent classifier: a support vector machine whose probabilities are calibrated by Platt's rule.
+    """Return the independent classifier: 300 extremely randomised trees, whose votes are the probabilities.
 
-    It learns the half of the training digits that the classifier of `digits_classifier.py` has not seen. Made anew
-    in every process, in a third of a second; nothing in it is random but the folds, which are fixed.
+    It learns the half of the training digits that the classifier of `digits_classifier.py` has not seen. Trees, because
+    their votes scatter where an image is like none that they know: of uniform noise the most probable digit has 0.18,
+    of real digits 0.75. A support vector machine with calibrated probabilities recognises as many digits and gives noise
+    0.96, so it cannot tell whether designs are digits at all. Made anew in every process, in half a second, from a seed.
     """
-    from sklearn.calibration import CalibratedClassifierCV
-    from sklearn.model_selection import StratifiedKFold
-    from sklearn.svm import SVC
+    from sklearn.ensemble import ExtraTreesClassifier
 
     _, mine = halves(real_digits()[0])
-    folds = StratifiedKFold(5, shuffle=True, random_state=SEED)
-    machine = CalibratedClassifierCV(SVC(C=10.0, gamma=0.25), cv=folds, ensemble=False)
-    return machine.fit(mine.images.flatten(1).numpy(), mine.labels.numpy())
+    trees = ExtraTreesClassifier(300, random_state=SEED)
+    return trees.fit(mine.images.flatten(1).double().numpy(), mine.labels.numpy())
 
 
 def class_probabilities(designs: Float[Tensor, "n 1 8 8"]) -> Float[np.ndarray, "n 10"]:
