@@ -69,8 +69,8 @@ def judge() -> Any:
 
     It learns the half of the training digits that the classifier of `digits_classifier.py` has not seen. Trees, because
     their votes scatter where an image is like none that they know: of uniform noise the most probable digit has 0.18,
-    of real digits 0.75. A support vector machine with calibrated probabilities recognises as many digits and gives noise
-    0.96, so it cannot tell whether designs are digits at all. Made anew in every process, in half a second, from a seed.
+    of real digits 0.75. A support vector machine with calibrated probabilities recognises as many digits, and gives
+    noise 0.96: it cannot tell whether designs are digits at all. Made anew in every process, in half a second.
     """
     from sklearn.ensemble import ExtraTreesClassifier
 
