@@ -186,7 +186,7 @@ class Spread:
 
         utility / std  +  weight · mean distance to those picked so far / rms distance
 
-    the std of the utility and the root mean square distance between two designs being those of the pool, distances
+    the std of the utility and the root mean square distance (over all pairs) being those of the pool, distances
     Euclidean between features: the greedy rule of max-sum diversification (Borodin et al. 2012, arXiv 1203.6397). A
     cold target with this rule finds designs that are good in different ways, where draws of a warmer target fill the
     batch with what is merely ordinary.

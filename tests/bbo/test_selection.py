@@ -190,17 +190,17 @@ class TestSpread:
         assert [p.row for p in picked(Spread(weight=1e9), pool, 3)] == [2, 4, 0]
 
     def test_the_score_is_its_formula(self):
-        X = torch.randn(9, 3, generator=seeded(1)).double()
-        utility = torch.randn(9, generator=seeded(2))
+        X = torch.randn(30, 3, generator=seeded(1)).double()
+        utility = torch.randn(30, generator=seeded(2))
         pool = self.pool(X.float().tolist(), utility.tolist())
         X, u = X.float().double(), utility.double()
         u = u / u.std(correction=0)
         squares = (X[:, None] - X[None]).square().sum(2)
-        rms = (squares.sum() / 81).sqrt()  # over all pairs, a design with itself among them
+        rms = (squares.sum() / 900).sqrt()  # over all pairs, a design with itself among them
         expected = [int(u.argmax())]
         while len(expected) < 5:
             score = u + 4 * squares.sqrt()[expected].mean(0) / rms
-            expected.append(max(set(range(9)) - set(expected), key=lambda i: float(score[i])))
+            expected.append(max(set(range(30)) - set(expected), key=lambda i: float(score[i])))
         assert expected != [p.row for p in picked(Best(), pool, 5)]
         assert [p.row for p in picked(Spread(weight=4.0), pool, 5)] == expected
 
