@@ -189,20 +189,20 @@ class TestSpread:
         pool = self.pool([0.0, 1.0, 4.0, 9.0, 10.0], [0.0, 0.0, 1.0, 0.0, 0.0])
         assert [p.row for p in picked(Spread(weight=1e9), pool, 3)] == [2, 4, 0]
 
-    def test_the_score_is_its_formula(self):
-        X = torch.randn(30, 3, generator=seeded(1)).double()
-        utility = torch.randn(30, generator=seeded(2))
-        pool = self.pool(X.float().tolist(), utility.tolist())
-        X, u = X.float().double(), utility.double()
-        u = u / u.std(correction=0)
-        squares = (X[:, None] - X[None]).square().sum(2)
+    @pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 4.0])
+    def test_the_score_is_its_formula(self, weight):
+        X = torch.randn(30, 3, generator=seeded(1))
+        utility = torch.randn(30, generator=seeded(2)).exp()
+        pool = self.pool(X.tolist(), utility.tolist())
+        u = utility.double() / utility.double().std(correction=0)
+        squares = (X[:, None] - X[None]).double().square().sum(2)
         rms = (squares.sum() / 900).sqrt()  # over all pairs, a design with itself among them
         expected = [int(u.argmax())]
-        while len(expected) < 5:
-            score = u + 4 * squares.sqrt()[expected].mean(0) / rms
+        while len(expected) < 12:
+            score = u + weight * squares.sqrt()[expected].mean(0) / rms
             expected.append(max(set(range(30)) - set(expected), key=lambda i: float(score[i])))
-        assert expected != [p.row for p in picked(Best(), pool, 5)]
-        assert [p.row for p in picked(Spread(weight=4.0), pool, 5)] == expected
+        assert expected != [p.row for p in picked(Best(), pool, 12)]
+        assert [p.row for p in picked(Spread(weight), pool, 12)] == expected
 
     def test_units_make_no_difference(self):
         x, utility = torch.randn(30, 2, generator=seeded(3)), torch.randn(30, generator=seeded(4))

@@ -1,12 +1,16 @@
 """Best of N: a method that a campaign takes like any other."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Normal
 
 from bbo.campaign import Campaign
 from bbo.errors import ConfigError
-from bbo.proposals import Method
+from bbo.executor import LocalExecutor
+from bbo.proposals import Method, Observations
 from bbo.selection import Spread
 from bbo.steering import SteeredPrior
 from experiments.methods.best_of_n import BestOfN
@@ -16,6 +20,10 @@ from surrogate.features import Flatten
 from surrogate.gp import ExactGP
 
 BELIEF = SteeredPrior(surrogate=ExactGP(), acquisition=Mean(), feasibility=None)
+
+
+def unseen(name):
+    return nullcontext()
 
 
 def prior():
@@ -61,6 +69,20 @@ def test_the_same_seed_proposes_the_same_and_no_design_twice(tmp_path):
     assert torch.equal(first, again)
     assert len(first.unique(dim=0)) == 48
     assert not torch.equal(first, finished(tmp_path / "c", BestOfN(BELIEF, 64), seed=1)[0])
+
+
+def test_what_was_proposed_before_is_left_out_and_the_next_best_come():
+    """The same draws twice: with the first batch known, the second one is what comes after it."""
+    X = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double()
+    observed = Observations(X, torch.ones(20, dtype=torch.bool), X[:, 0].clone())
+    executor = LocalExecutor(prior(), Flatten())
+    method = BestOfN(BELIEF, n_samples=60)
+    both, first = (method.propose(observed, executor, n, seed=3, stage=unseen) for n in (16, 8))
+    observed = replace(observed, designs=first.designs)
+    second = method.propose(observed, executor, 8, seed=3, stage=unseen)
+    assert torch.equal(both.designs, torch.cat([first.designs, second.designs]))
+    assert torch.equal(second.x0, second.designs)
+    torch.testing.assert_close(second.predicted.mean.float(), second.designs[:, 0], atol=0.1, rtol=0)
 
 
 def test_another_rule_can_choose_the_batch(tmp_path):

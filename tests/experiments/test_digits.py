@@ -85,6 +85,12 @@ class TestJudge:
         assert recognisability(noise) < 0.25
         assert recognisability(real_digits()[1].images) > 0.7
 
+    def test_shares_no_digit_with_the_classifier_that_is_a_reward(self):
+        """Trees are as sure as can be of what they learnt, and of nothing else."""
+        theirs, mine = halves(real_digits()[0])
+        assert recognisability(mine.images) == pytest.approx(1)
+        assert recognisability(theirs.images) < 0.85
+
     def test_data_are_split_without_a_rest(self):
         train, held_out = real_digits()
         even, odd = halves(train)
