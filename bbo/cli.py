@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,22 @@ def best(
 
 
 @app.command()
+def align(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Sample images that suit a known reward: no campaign, no queries."""
+    from bbo.align import align as aligned
+    from bbo.align_folder import AlignFolder
+    from bbo.config.align_plan import load_align_plan
+    from bbo.display import print_aligned
+
+    plan = load_align_plan(config, overrides or [])
+    folder = AlignFolder.create(plan.directory, plan.alignment)
+    for island in aligned(plan.alignment):
+        folder.add(island)
+        print_aligned(island, plan.alignment.n_images)
+    typer.echo(f"images in {plan.directory / 'drawn'}; all particles and their weights beside it")
+
+
+@app.command()
 def budget(
     campaign: CampaignPlace, n: Annotated[int, typer.Argument(help="Queries in all.", show_default=False)]
 ) -> None:
@@ -155,6 +172,7 @@ def train_prior(
 
 def main() -> None:
     """Run the command line."""
+    warnings.formatwarning = lambda message, *_, **__: f"bbo: warning: {message}\n"
     with refusals():
         app(standalone_mode=True)
 

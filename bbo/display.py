@@ -23,6 +23,8 @@ from bbo.workload import Sampling
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second, which `bbo status` does not have
 
+    from bbo.align import Aligned
+
 N_IN_DOUBT_SHOWN = 20
 
 
@@ -155,6 +157,17 @@ def print_best(table: pd.DataFrame) -> None:
             str(row["round"]),
         )
     console.print(shown_table)
+
+
+def print_aligned(aligned: Aligned, n_images: int) -> None:
+    """Print what came of one image of an alignment."""
+    values = aligned.values["reward"]
+    ess = float(aligned.result.trace.ess[-1, 0]) / len(values)
+    line = (
+        f"image {aligned.island + 1:3d} of {n_images}  reward {float(values[aligned.drawn]):.5g}"
+        f"  ({float(values.min()):.4g} … {float(values.max()):.4g})  ESS {ess:.0%}  {aligned.prompt}"
+    )
+    Console(highlight=False, markup=False).print(line, no_wrap=True, overflow="ellipsis")
 
 
 def _workers(sampling: Sampling | None) -> str:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bbo.devices import moved
 from bbo.errors import ExecutorError
 from bbo.potential import Potential
 from smc.prior import Prior
@@ -113,7 +114,7 @@ class Executor(Protocol):
 
 @dataclass
 class LocalExecutor:
-    """Everything in this process, shard after shard."""
+    """Everything in this process, shard after shard; `on` puts it on a device."""
 
     prior: Prior
     encoder: Encoder
@@ -122,6 +123,19 @@ class LocalExecutor:
     max_batch: int | None = None
     """Most particles at a time in the network, for all shards; None leaves that to their own settings. Halves itself
     when they do not fit the memory of a GPU."""
+    device: str = "cpu"
+    """Where prior and encoder are. What is asked of them is taken there, and all that they return is on the CPU."""
+
+    @classmethod
+    def on(
+        cls, device: str, prior: Prior, encoder: Encoder, *, max_batch: int | None = None
+    ) -> LocalExecutor:
+        """Return an executor that computes on a device, to which prior and encoder are moved (`bbo.devices.moved`).
+
+        Raises ExecutorError for a prior that cannot be moved.
+        """
+        executor = cls(moved(prior, device), encoder, max_batch=max_batch, device=device)
+        return executor.encoding(encoder, None)
 
     @property
     def n_workers(self) -> int:
@@ -148,7 +162,9 @@ class LocalExecutor:
         return self._fitting(len(designs), None, lambda size: self._in_chunks(self.encoder, designs, size))
 
     def encoding(self, encoder: Encoder, covariance: Float[Tensor, "d d"] | None) -> LocalExecutor:
-        """Return this executor with another encoder."""
+        """Return this executor with another encoder, moved to its device if it can be."""
+        if hasattr(encoder, "to"):
+            encoder = moved(encoder, self.device)
         return replace(self, encoder=encoder, covariance=covariance)
 
     def close(self) -> None:
@@ -176,7 +192,7 @@ class LocalExecutor:
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
         with torch.no_grad():
-            return torch.cat([function(part).cpu() for part in torch.split(rows, size)])
+            return torch.cat([function(part.to(self.device)).cpu() for part in torch.split(rows, size)])
 
     def _sampled(self, potential: Potential | None, request: SampleRequest, size: int) -> Sampled:
         def log_potential(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -61,6 +61,8 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
     source = told.pop("from", None)
     descent = told.pop("descent", None)
     yield "from", _SOURCES.get(str(source), str(source))
+    if prompt := _prompt(ledger, told):
+        yield "prompt", prompt
     if told:
         yield "lineage", ", ".join(f"{name} {_short(value)}" for name, value in told.items())
     if isinstance(descent, list) and descent:
@@ -96,6 +98,16 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
         versions = driver.get("versions")
         if isinstance(versions, Mapping):
             yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _prompt(ledger: Ledger, provenance: Mapping[str, object]) -> str:
+    """Return the prompt of a query's island: empty where its prior knows no words."""
+    prompts, sampler = _setting(ledger, "prior", "prompts"), _setting(ledger, "method", "sampler")
+    island, shard = provenance.get("island"), provenance.get("shard")
+    if not isinstance(prompts, list) or not isinstance(island, int) or not isinstance(shard, int):
+        return ""
+    n_islands = sampler.get("n_islands", 0) if isinstance(sampler, Mapping) else 0
+    return str(prompts[(shard * int(n_islands) + island) % len(prompts)])
 
 
 _SOURCES = {

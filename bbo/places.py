@@ -1,6 +1,6 @@
 """Where a campaign computes: recipes of executors, as they stand in the section `executor` of a campaign file.
 
-    executor: {type: local}
+    executor: {type: local, device: cuda}
     executor: {type: ray, address: auto, n_workers: 8, gpus_per_worker: 1}
 
 None of this decides a result, so none of it is recorded: a campaign may go on somewhere else. Rounding it may decide:
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from bbo.devices import check_name, check_present
 from bbo.errors import ConfigError
 from bbo.executor import Executor, LocalExecutor
 from oracles.base import Oracle
@@ -75,6 +76,8 @@ class Local:
 
     max_batch: int | None = None
     """Most particles at a time in the network; None leaves that to the sampler's own setting."""
+    device: str = "cpu"
+    """Where the prior and the encoder compute, "cuda" for example, as torch names it; beliefs stay on the CPU."""
 
     @property
     def calls_oracles(self) -> bool:
@@ -84,14 +87,19 @@ class Local:
     @property
     def told(self) -> str:
         """What it is, in a few words."""
-        return "this process"
+        return "this process" if self.device == "cpu" else f"this process, the prior on {self.device}"
 
     def __post_init__(self) -> None:
         _check_max_batch(self.max_batch)
+        check_name(self.device)
 
     def start(self, prior: Prior) -> LocalExecutor:
-        """Return an executor of this prior."""
-        return LocalExecutor(prior, Flatten(), max_batch=self.max_batch)
+        """Return an executor of this prior.
+
+        Raises ConfigError for a device that is not there, ExecutorError for a prior that cannot be moved to it.
+        """
+        check_present(self.device)
+        return LocalExecutor.on(self.device, prior, Flatten(), max_batch=self.max_batch)
 
 
 @dataclass(frozen=True)

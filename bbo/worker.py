@@ -68,7 +68,6 @@ class Worker:
 
     def __init__(self) -> None:
         self._executor: LocalExecutor | None = None
-        self._device = "cpu"
 
     def do(self, what: str, *args: Any) -> Done | Raised:
         """Do some work: the method of that name."""
@@ -95,14 +94,10 @@ class Worker:
                 f"{node} has another prior (fingerprint {prior.fingerprint()}) than the driver "
                 f"({equipment.fingerprint}); let both read the same file"
             )
-        self._device = equipment.device
-        self._executor = LocalExecutor(moved(prior, self._device), encoder, max_batch=equipment.max_batch)
-        self.use(encoder)
+        self._executor = LocalExecutor.on(equipment.device, prior, encoder, max_batch=equipment.max_batch)
 
     def use(self, encoder: Encoder) -> None:
         """Take another encoder."""
-        if self._device != "cpu" and hasattr(encoder, "to"):
-            encoder = moved(encoder, self._device)
         self._executor = self._loaded().encoding(encoder, None)
 
     def sample(self, potential: Potential | None, request: SampleRequest) -> Sampled:
@@ -111,24 +106,13 @@ class Worker:
 
     def decode(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n *design"]:
         """Return the designs of clean latents."""
-        return self._loaded().decode(x0.to(self._device)).cpu()
+        return self._loaded().decode(x0)
 
     def encode(self, designs: Float[Tensor, "n *design"]) -> Float[Tensor, "n d"]:
         """Return the features of designs."""
-        return self._loaded().encode(designs.to(self._device)).cpu()
+        return self._loaded().encode(designs)
 
     def _loaded(self) -> LocalExecutor:
         if self._executor is None:
             raise ExecutorError("this worker has no prior yet")
         return self._executor
-
-
-def moved(part: Any, device: str) -> Any:
-    """Return a prior or an encoder on a device. Raises ExecutorError for one that cannot be moved."""
-    if device == "cpu":
-        return part
-    if not hasattr(part, "to"):
-        raise ExecutorError(
-            f"{type(part).__name__} has no method to(device), so it cannot run on {device}; set gpus_per_worker to 0"
-        )
-    return part.to(device)

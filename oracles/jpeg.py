@@ -42,8 +42,7 @@ class JpegSizeOracle:
     is_idempotent: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 95:
-            raise OracleError(f"jpeg oracle: quality must be between 1 and 95, got {self.quality}")
+        check_quality(self.quality)
         if self.scale < 1:
             raise OracleError(f"jpeg oracle: scale must be at least 1, got {self.scale}")
         if self.design_shape is not None and not _is_image(self.design_shape, self.scale):
@@ -64,16 +63,31 @@ class JpegSizeOracle:
     def _one(self, design: Float[Tensor, "*design"]) -> Evaluation:
         if (fault := not_finite(design)) is not None:
             return Evaluation.failed(fault)
-        pixels = (design.double().clamp(0, 1) * 255).round().to(torch.uint8)
-        if pixels.dim() == 3:
-            pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
-        image = Image.fromarray(pixels.contiguous().numpy())
-        if self.scale > 1:
-            size = (self.scale * image.width, self.scale * image.height)
-            image = image.resize(size, Image.Resampling.BICUBIC)
-        file = io.BytesIO()
-        image.save(file, format="JPEG", quality=self.quality)
-        return Evaluation.of(file.tell() / 1000)
+        return Evaluation.of(kilobytes(design, self.quality, self.scale))
+
+
+def kilobytes(image: Float[Tensor, "*image"], quality: int, scale: int = 1) -> float:
+    """Return the thousands of bytes of one finite image as a JPEG file, as Pillow writes it.
+
+    image: on the CPU, (channels, height, width) with 1 or 3 channels, or (height, width).
+    scale: how many times larger each side is made before, by Pillow's bicubic rule.
+    """
+    pixels = (image.double().clamp(0, 1) * 255).round().to(torch.uint8)
+    if pixels.dim() == 3:
+        pixels = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    picture = Image.fromarray(pixels.contiguous().numpy())
+    if scale > 1:
+        size = (scale * picture.width, scale * picture.height)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=quality)
+    return file.tell() / 1000
+
+
+def check_quality(quality: int) -> None:
+    """Raise OracleError for a quality that JPEG does not have."""
+    if not 1 <= quality <= 95:
+        raise OracleError(f"jpeg oracle: quality must be between 1 and 95, got {quality}")
 
 
 def _is_image(shape: Sequence[int], scale: int) -> bool:

@@ -132,3 +132,19 @@ class ByIsland(Protocol):
 def rows_of(prior: Prior, island: Int[Tensor, " n"]) -> Prior:
     """Return the prior that these rows have: the same for all where it does not tell islands apart."""
     return prior.of_islands(island) if isinstance(prior, ByIsland) else prior
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A prior that was told in words what its islands should show."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts; island i has number i, counted round."""
+        ...
+
+
+def prompts_of(prior: Prior, island: Int[Tensor, " n"]) -> list[str]:
+    """Return the prompt of each of these islands: empty texts where a prior has none."""
+    prompts = prior.prompts if isinstance(prior, Prompted) else ("",)
+    return [prompts[i % len(prompts)] for i in island.tolist()]

@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "diffusers", "botorch", "gpytorch", "ray", "pandas", "plotly", "neuralfoil", "aerosandbox"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "huggingface_hub",
+    "botorch",
+    "gpytorch",
+    "ray",
+    "pandas",
+    "plotly",
+    "neuralfoil",
+    "aerosandbox",
+}
 
 
 def loaded_by(statement):
@@ -24,6 +36,8 @@ def loaded_by(statement):
         ("import bbo.tables", {"pandas"}),
         ("import smc.sampler", {"torch"}),
         ("import oracles.airfoil", {"torch"}),
+        ("import oracles.images.reward, oracles.images.aesthetic, oracles.images.clip_rewards", {"torch"}),
+        ("import oracles.images.image_reward, oracles.images.convert, bbo.clip_features", {"torch"}),
         ("import surrogate.ensemble, surrogate.acquisition, surrogate.features", {"torch"}),
         ("import bbo.executor, bbo.potential", {"torch", "botorch", "gpytorch"}),
         ("import bbo.campaign, bbo.config.plan, bbo.places", {"torch", "botorch", "gpytorch", "pandas"}),

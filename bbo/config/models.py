@@ -13,7 +13,7 @@ from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -35,8 +35,11 @@ from bbo.settings import InDoubt, Settings
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
 from oracles.evaluation import VALUE
-from smc.priors.pipelines.loading import PathOrId
+from oracles.images import loading as reward_loading
+from oracles.images.reward import Reward
+from smc.priors.pipelines import loading as prior_loading
 from smc.resampling import Resampling
+from smc.sampler import SamplerConfig
 from smc.schedule import Spacing
 from smc.tempering import Tempering
 from smc.twist import Twist
@@ -57,7 +60,7 @@ KINDS: dict[Any, str] = {
     Spacing: "spacing",
 }
 """Which protocol stands for which kind of registered part."""
-SOURCES = frozenset({PathOrId})
+SOURCES = frozenset({prior_loading.PathOrId, reward_loading.PathOrId})
 """Types of text that is a path beside the file or, where nothing lies there, the name of a model on a hub."""
 
 
@@ -88,8 +91,19 @@ class CampaignSection:
         )
 
 
-_AN_ORACLE = "AnOracle"
-"""How models refer to the type of an oracle, which holds them all."""
+@dataclass(frozen=True)
+class AlignSection:
+    """The section `align` of a file."""
+
+    directory: Path
+    kl_coef: float
+    images_per_prompt: int = 1
+    seed: int = 0
+    device: str = "cpu"
+
+
+_RECURSIVE: dict[Any, str] = {Oracle: "AnOracle", Reward: "AReward"}
+"""How models refer to the type of a part that may hold others of its kind: wrappers of oracles, sums of rewards."""
 
 
 class _Section(BaseModel):
@@ -103,7 +117,7 @@ class _Section(BaseModel):
 @cache
 def campaign_file_model(plugins: tuple[Plugin, ...] = ()) -> type[BaseModel]:
     """Return the model of a whole campaign file; an oracle may also be one of these plug-ins."""
-    oracle, method = _oracles(plugins), _section("method", SteeredPrior)
+    oracle, method = _recursive("oracle", plugins), _section("method", SteeredPrior)
     return create_model(
         "CampaignFile",
         __config__=ConfigDict(extra="forbid"),
@@ -113,6 +127,20 @@ def campaign_file_model(plugins: tuple[Plugin, ...] = ()) -> type[BaseModel]:
         method=(method, Field(default_factory=method)),
         encoder=(_choice("encoder"), Field(default={"type": "standardize"})),
         executor=(_choice("executor"), Field(default={"type": "local"})),
+    )
+
+
+@cache
+def align_file_model() -> type[BaseModel]:
+    """Return the model of a file for `bbo align`."""
+    sampler = _section("sampler", SamplerConfig)
+    return create_model(
+        "AlignFile",
+        __config__=ConfigDict(extra="forbid"),
+        align=(_section("align", AlignSection), ...),
+        prior=(_choice("prior"), ...),
+        reward=(_recursive("reward"), ...),
+        sampler=(sampler, Field(default_factory=sampler)),
     )
 
 
@@ -139,14 +167,19 @@ def _choice(kind: str) -> Any:
 
 
 @cache
-def _oracles(plugins: tuple[Plugin, ...]) -> Any:
-    """Return the type of an oracle. Wrappers hold oracles, so their models refer to this very type, by name."""
-    made = {name: resolve("oracle", name) for name in REGISTRY["oracle"]}
+def _recursive(kind: str, plugins: tuple[Plugin, ...] = ()) -> Any:
+    """Return the type of a part that may hold others of its kind, so that its models refer to this very type, by name.
+
+    An oracle may hold a reward as well.
+    """
+    made = {name: resolve(kind, name) for name in REGISTRY[kind]}
     made |= {plugin.name: plugin.make for plugin in plugins}
-    models = [_section(f"oracle:{name}", part, tag=name) for name, part in made.items()]
+    models = [_section(f"{kind}:{name}", part, tag=name) for name, part in made.items()]
     choice: Any = Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007
+    known = {_RECURSIVE[Oracle]: choice} if kind == "oracle" else {}
+    known[_RECURSIVE[Reward]] = choice if kind == "reward" else _recursive("reward")
     for model in models:
-        model.model_rebuild(force=True, _types_namespace={_AN_ORACLE: choice})
+        model.model_rebuild(force=True, _types_namespace=known)
     return choice
 
 
@@ -160,8 +193,10 @@ def _field_type(hint: Any) -> Any:
     }
     if hint in simple:
         return simple[hint]
-    if hint is Oracle:
-        return _AN_ORACLE
+    if hint in _RECURSIVE:
+        return ForwardRef(_RECURSIVE[hint])
+    if get_origin(hint) is Sequence and get_args(hint)[0] in _RECURSIVE:
+        return list[_field_type(get_args(hint)[0])]  # type: ignore[misc]
     if hint in KINDS:
         return _choice(KINDS[hint])
     if get_origin(hint) in (Union, types.UnionType):
@@ -204,6 +239,8 @@ def build(section: _Section, folder: Path) -> Any:
 def _value(value: Any, hint: Any, folder: Path) -> Any:
     if isinstance(value, _Section):
         return build(value, folder)
+    if isinstance(value, list) and any(isinstance(entry, _Section) for entry in value):
+        return [build(entry, folder) for entry in value]
     if hint in (Resampling, Spacing):  # registered functions, not constructors
         return resolve(KINDS[hint], value)
     accepted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -256,7 +293,7 @@ def known_words(model: Any, location: Sequence[str | int]) -> tuple[str, list[st
 
 def _alternatives(annotation: Any) -> list[type[BaseModel]]:
     """Return the models that an annotation admits."""
-    if get_origin(annotation) is Annotated:
+    if get_origin(annotation) in (Annotated, list):
         return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return [m for part in get_args(annotation) for m in _alternatives(part)]

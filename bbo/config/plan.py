@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-
 from bbo.campaign import Campaign
 from bbo.config import plugins
 from bbo.config.files import apply, read_file
-from bbo.config.hints import did_you_mean
-from bbo.config.models import CampaignSection, build, campaign_file_model, known_words
+from bbo.config.models import campaign_file_model
+from bbo.config.parts import built
 from bbo.config.plugins import Plugin
 from bbo.errors import BboError, ConfigError
 from bbo.opening import as_oracle
@@ -34,11 +32,8 @@ from bbo.progress import Listener
 from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
-from oracles.errors import OracleError
-from smc.errors import SMCError
 from smc.prior import Prior
-from surrogate.errors import SurrogateError
-from surrogate.features import EncoderModel
+from surrogate.features import Encoder, EncoderModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Plan:
     prior: Prior
     oracle: Oracle
     method: SteeredPrior
-    encoder: EncoderModel
+    encoder: EncoderModel | Encoder
     executor: Place
     database: str | None
 
@@ -150,32 +145,11 @@ def parsed_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _built(raw: Mapping[str, Any], folder: Path, only: str | None = None) -> tuple[dict[str, Any], list[str]]:
-    """Return the parts that can be built, and every reason why another cannot: one bad section hides no other.
-
-    only: the name of a section, to which nothing else matters; None for all.
-    """
-    found, mistakes = _plugins(raw)
-    bad = {"oracle"} if mistakes else set()
+    """Return the parts of a campaign file that can be built, and every reason why another cannot."""
+    found, missing = _plugins(raw)
     model = campaign_file_model(tuple(found))
-    try:
-        model.model_validate(raw)
-    except ValidationError as error:
-        wrong = [m for m in error.errors() if m["loc"][0] not in bad and only in (None, m["loc"][0])]
-        mistakes += _lines(model, wrong)
-        bad |= {str(mistake["loc"][0]) for mistake in wrong}
-    parts: dict[str, Any] = {}
-    for name in [name for name in model.model_fields if name not in bad and only in (None, name)]:
-        try:
-            field = model.model_fields[name]
-            section: Any = field.annotation
-            written = raw.get(name, field.get_default(call_default_factory=True))
-            checked = TypeAdapter(section).validate_python(written)
-            parts[name] = None if checked is None else build(checked, folder)
-            if isinstance(campaign := parts[name], CampaignSection):
-                campaign.settings()
-        except (BboError, OracleError, SMCError, SurrogateError) as error:
-            mistakes.append(f"  {name}: {error}")
-    return parts, mistakes
+    parts, mistakes = built(model, raw, folder, only=only, bad={"oracle"} if missing else set())
+    return parts, missing + mistakes
 
 
 def _plugins(raw: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
@@ -187,39 +161,3 @@ def _plugins(raw: Mapping[str, Any]) -> tuple[list[Plugin], list[str]]:
         except ConfigError as error:
             mistakes.append(f"  oracle: {error}")
     return found, mistakes
-
-
-# ------------------------------------------------------------------- mistakes
-def _lines(model: type[BaseModel], mistakes: Sequence[Any]) -> list[str]:
-    """Return every mistake as a line with its path and, for a word that is almost right, a hint."""
-    lines = []
-    located = [(*known_words(model, mistake["loc"]), mistake) for mistake in mistakes]
-    for path, known, mistake in located:
-        # Where a word or something else may stand, only what is nearer to what was written helps.
-        is_about_words = mistake["type"] == "literal_error"
-        alternatives = {other["type"] == "literal_error" for place, _, other in located if place == path}
-        if len(alternatives) == 2 and is_about_words != isinstance(mistake.get("input"), str):
-            continue
-        if path.split(".")[-1] == "oracle":
-            known = [*known, *plugins.installed()]
-        lines.append(f"  {path}: {_said(mistake, known)}")
-    return sorted(set(lines))
-
-
-def _said(mistake: Mapping[str, Any], known: Sequence[str]) -> str:
-    got = mistake.get("input")
-    match mistake["type"]:
-        case "extra_forbidden":
-            return f"unknown key{did_you_mean(str(mistake['loc'][-1]), known)}"
-        case "missing":
-            return "is missing"
-        case "union_tag_not_found":
-            return f"needs a 'type'; known are {', '.join(known)}"
-        case "union_tag_invalid":
-            return f"unknown type {mistake['ctx']['tag']!r}{did_you_mean(str(mistake['ctx']['tag']), known)}"
-        case "literal_error" | "enum" if isinstance(got, str):
-            return f"unknown value {got!r}{did_you_mean(got, known)}"
-        case "model_type" | "model_attributes_type":
-            return f"expected a section with keys, got {got!r}"
-    said = mistake["msg"].removeprefix("Value error, ")
-    return f"{said[0].lower()}{said[1:]}, got {got!r}"

@@ -35,6 +35,8 @@ class Exhibits:
     """One for each of the designs, or none where nobody can draw them."""
     references: Sequence[Reference]
     reference_outlines: Sequence[Outline]
+    are_drawn: bool
+    """Whether somebody is there who draws them, be it in vain."""
     notes: Sequence[str]
     """Why something is missing, one line each."""
 
@@ -48,22 +50,24 @@ def collect(ledger: Ledger, best: Sequence[Query], n_references: int, gallery: G
     outlines: list[Outline] = []
     references: list[Reference] = []
     reference_outlines: list[Outline] = []
-    notes = []
+    are_drawn, notes = True, []
     # The data may be a stranger's and the gallery anybody's code: what fails there costs the report this
     # part, never the rest, and is said.
     try:
-        designs = [ledger.blobs.get_tensors(query.artifact)["design"][query.row] for query in best]
+        blobs = {sha: ledger.blobs.get_tensors(sha)["design"] for sha in {q.artifact for q in best}}
+        designs = [blobs[q.artifact][q.row] for q in best]
     except Exception as error:
         notes.append(_note("The best designs cannot be read", error))
     try:
         artist = built_in_gallery(ledger.config) if gallery is None else gallery
+        are_drawn = artist is not None
         if artist is not None:
             outlines = [_outline(artist, design) for design in designs]
             references = list(artist.references(n_references))
             reference_outlines = [_outline(artist, reference.design) for reference in references]
     except Exception as error:
         notes.append(_note("The gallery is incomplete", error))
-    return Exhibits(designs, outlines, references, reference_outlines, notes)
+    return Exhibits(designs, outlines, references, reference_outlines, are_drawn, notes)
 
 
 def built_in_gallery(config: Mapping[str, object]) -> Gallery | None:

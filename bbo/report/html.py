@@ -44,10 +44,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> s
     )
 
 
-def captioned(image: str, value: str, label: str) -> str:
-    """Return an image, which is HTML, over its value and label."""
+def captioned(image: str, value: str, label: str, style: str = "") -> str:
+    """Return an image, which is HTML, over its value and label.
+
+    A `style` may cut a long value for want of room: whoever points at the image reads all of it.
+    """
     caption = f"<figcaption><b>{escape(value)}</b><span>{escape(label)}</span></figcaption>"
-    return f"<figure>{image}{caption}</figure>"
+    opening = f'<figure class="{style}" title="{escape(value)}">' if style else "<figure>"
+    return f"{opening}{image}{caption}</figure>"
 
 
 def fold(title: str, content: str) -> str:

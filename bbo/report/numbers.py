@@ -105,10 +105,15 @@ def failure_reasons(reasons: Sequence[str]) -> list[tuple[str, int]]:
     """
     alike: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for reason in reasons:
-        shortened = reason if len(reason) <= _REASON_LENGTH else f"{reason[:_REASON_LENGTH]}…"
-        alike[tuple(_NUMBER.split(shortened))].append(_NUMBER.findall(shortened))
+        cut = shortened(reason)
+        alike[tuple(_NUMBER.split(cut))].append(_NUMBER.findall(cut))
     counted = [(_merged(words, numbers), len(numbers)) for words, numbers in alike.items()]
     return sorted(counted, key=lambda entry: -entry[1])
+
+
+def shortened(reason: str) -> str:
+    """Return a reason of at most 300 characters."""
+    return reason if len(reason) <= _REASON_LENGTH else f"{reason[:_REASON_LENGTH]}…"
 
 
 def _merged(words: tuple[str, ...], numbers: Sequence[Sequence[str]]) -> str:

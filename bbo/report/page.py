@@ -23,6 +23,7 @@ from bbo.report.figures import plotly_script, prediction_figure, progress_figure
 from bbo.report.gallery import Exhibits, collect, common_frame, drawings
 from bbo.report.html import captioned, card, count, fold, moment, plot, script_hash, section, table
 from bbo.report.numbers import Account, Calibration, belief, failure_reasons, number
+from bbo.report.wings import Hanging, hang, images_section
 from oracles.base import Gallery
 
 N_TOP = 16
@@ -77,7 +78,8 @@ def write_report(
     """Write the report of the campaign in `directory` and return its path: `out`, or DIRECTORY/report.html.
 
     database: URL of the PostgreSQL database that holds its ledger; None for a file in the directory.
-    gallery: how designs look; None for the built-in oracle that the config names, if it can draw.
+    gallery: how designs look; None for the built-in oracle that the config names, if it can draw. Where nobody
+        draws them, designs that are images are shown as such (`bbo.report.images`), and others as numbers.
 
     Raises CampaignError when there is no campaign, LedgerError when its ledger cannot be read, ReportError
     when the file cannot be written.
@@ -96,11 +98,12 @@ def write_report(
 def _page(ledger: Ledger, gallery: Gallery | None) -> str:
     account = Account.of(ledger)
     exhibits = collect(ledger, account.best(N_DESIGNS), N_REFERENCES, gallery)
+    hanging = Hanging.nothing() if exhibits.are_drawn else hang(ledger, account)
     sections = [
         _header(account),
         _progress(account, exhibits),
         f'<div class="pair">{_predictions(account)}{_sampler(ledger, account)}</div>',
-        _gallery(account, exhibits),
+        images_section(account, hanging) if hanging.wings else _gallery(account, exhibits, hanging.notes),
         f'<div class="pair">{_top(account)}{_failures(account)}</div>',
         _doubts(account),
         _record(account),
@@ -212,9 +215,9 @@ def _sampler(ledger: Ledger, account: Account) -> str:
 
 
 # ------------------------------------------------------------------- designs
-def _gallery(account: Account, exhibits: Exhibits) -> str:
+def _gallery(account: Account, exhibits: Exhibits, more_notes: Sequence[str]) -> str:
     best = account.best(N_DESIGNS)
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in exhibits.notes)
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in (*exhibits.notes, *more_notes))
     outlines = [*exhibits.outlines, *exhibits.reference_outlines]
     if not outlines:
         about = "" if best else "No design has a value yet."

@@ -72,8 +72,8 @@ class BestOfN:
 
     def _origin(self, pick: Pick, sample_seed: int) -> dict[str, object]:
         return {
-            "from": "prior",
-            "best_of": self.n_samples,
+            "from": "best of n",  # not the prior: these were chosen
+            "n_samples": self.n_samples,
             "sample_seed": sample_seed,
             "shard": 0,
             "row": pick.row,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from experiments.metrics import mean_pairwise_distance
 from experiments.problems.train_digits_prior import FOLDER, SEED, halves, real_digits
 from oracles.base import Oracle
 from oracles.evaluation import VALUE
@@ -92,6 +93,4 @@ def recognisability(designs: Float[Tensor, "n 1 8 8"]) -> float:
 
 def diversity(designs: Float[Tensor, "n 1 8 8"]) -> float:
     """Return the mean distance between two of the designs, Euclidean over the pixels; two are needed at least."""
-    if len(designs) < 2:
-        raise ValueError(f"diversity is of pairs: expected 2 designs or more, got {len(designs)}")
-    return float(torch.pdist(designs.flatten(1).double()).mean())
+    return mean_pairwise_distance(designs.flatten(1))

@@ -1,13 +1,17 @@
-"""The executor of this process: the contract, chunks, and memory that does not suffice."""
+"""The executor of this process: the contract, chunks, devices, and memory that does not suffice."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
+from bbo.campaign import Campaign
+from bbo.config.describe import describe_versions
 from bbo.errors import ConfigError, ExecutorError
 from bbo.executor import LocalExecutor, SampleRequest, keys_of
 from bbo.places import CallsElsewhere, Local, Place, Ray
+from bbo.worker import Done, Equipment, Worker
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.features import Flatten
@@ -15,10 +19,12 @@ from tests.contracts.executor_contract import CONFIG, PRIOR, SHARDS, ExecutorCon
 
 
 class TestContract(ExecutorContract):
+    """On the CPU under a name to which everything is moved, as to a GPU; what it is held against moves nothing."""
+
     @pytest.fixture(scope="class")
     @classmethod
     def executor(cls):
-        return Local().start(PRIOR)
+        return Local(device="cpu:0").start(PRIOR)
 
 
 EXECUTOR = LocalExecutor(PRIOR, Flatten())
@@ -47,6 +53,114 @@ class TestChunks:
             request = SampleRequest(SamplerConfig(2, 5, guidance=None, max_batch=requested), seed=0)
             LocalExecutor(prior, Flatten(), max_batch=mine).sample(None, [request])
         assert Small.n_refused == 0
+
+
+@dataclass(frozen=True)
+class Far(GaussianPrior):
+    """A prior that can be moved, and decodes to zeros on the CPU wherever it is."""
+
+    decoded_on: ClassVar[list[str]] = []
+
+    def to(self, device):
+        return replace(self, mean=self.mean.to(device))
+
+    def decode(self, x0):
+        Far.decoded_on.append(x0.device.type)
+        return torch.zeros(x0.shape)
+
+
+class Probe(torch.nn.Module):
+    """An encoder with weights, which moves in place as every module does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3, 2))
+        self.seen_on = []
+
+    def forward(self, designs):
+        self.seen_on.append((designs.device.type, self.weight.device.type))
+        return torch.zeros(len(designs), 2)
+
+
+class TestDevices:
+    """On the device "meta", whose tensors have shapes and no numbers: so nothing that is computed there comes back."""
+
+    def executor(self, encoder=Flatten()):
+        return LocalExecutor.on("meta", Far(torch.zeros(3)), encoder, max_batch=2)
+
+    def test_prior_and_encoder_are_moved_and_the_owners_stay_where_they_are(self):
+        prior, encoder = Far(torch.zeros(3)), Probe()
+        executor = LocalExecutor.on("meta", prior, encoder, max_batch=7)
+        assert executor.prior.mean.device.type == executor.encoder.weight.device.type == "meta"
+        assert prior.mean.device.type == encoder.weight.device.type == "cpu"
+        assert executor.max_batch == 7
+
+    def test_latents_and_designs_go_there_and_what_they_come_to_comes_back(self):
+        Far.decoded_on.clear()
+        executor = self.executor(Probe())
+        assert executor.decode(torch.ones(5, 3)).device.type == "cpu"
+        assert Far.decoded_on == ["meta"] * 3  # chunks of 2, 2 and 1
+        assert executor.encode(torch.ones(5, 3)).device.type == "cpu"
+        assert executor.encoder.seen_on == [("meta", "meta")] * 3
+
+    def test_a_later_encoder_is_moved_too_and_a_function_is_left_alone(self):
+        encoder = Probe()
+        later = self.executor().encoding(encoder, torch.eye(2))
+        assert later.encoder.weight.device.type == "meta"
+        assert (later.device, later.max_batch) == ("meta", 2)
+        assert torch.equal(later.covariance, torch.eye(2))
+        assert encoder.weight.device.type == "cpu"
+        assert self.executor().encoding(torch.sin, None).encoder is torch.sin
+
+    def test_a_worker_computes_there_in_the_same_way(self):
+        Far.decoded_on.clear()
+        prior, worker = Far(torch.zeros(3)), Worker()
+        equipment = Equipment(1, "meta", 4, prior.fingerprint(), describe_versions())
+        assert isinstance(worker.do("load", prior, Probe(), equipment), Done)
+        for what in ("decode", "encode"):
+            assert worker.do(what, torch.ones(5, 3)).value.device.type == "cpu"
+        assert Far.decoded_on == ["meta", "meta"]
+        later = Probe()
+        worker.do("use", later)
+        worker.do("encode", torch.ones(5, 3))
+        assert later.weight.device.type == "cpu"
+
+    def test_on_the_cpu_nothing_is_copied(self):
+        prior, encoder = Far(torch.zeros(3)), Probe()
+        executor = LocalExecutor.on("cpu", prior, encoder)
+        assert executor.prior is prior
+        assert executor.encoder is encoder
+
+    def test_the_recipe_starts_one_there(self):
+        executor = Local(max_batch=3, device="cpu:0").start(PRIOR)
+        assert (executor.device, executor.max_batch) == ("cpu:0", 3)
+        assert executor.prior is not PRIOR
+        assert Local().start(PRIOR).prior is PRIOR
+
+    def test_it_says_where_it_computes(self):
+        assert Local().told == "this process"
+        assert Local(device="cuda:1").told == "this process, the prior on cuda:1"
+
+    def test_a_prior_that_cannot_be_moved_is_refused(self):
+        with pytest.raises(
+            ExecutorError, match=r"GaussianPrior has no method to\(device\), so it cannot run on cpu:0"
+        ):
+            Local(device="cpu:0").start(GaussianPrior(torch.zeros(2)))
+
+    @pytest.mark.parametrize(
+        "name", ["gpu", "", "CUDA", "cuda:x", "cuda:-1", " cpu", "cuda:256", "cuda:99999999999"]
+    )
+    def test_what_names_no_device_is_refused_at_once(self, name):
+        with pytest.raises(
+            ConfigError, match=f'device must be a device of torch such as "cpu", .* got {name!r}'
+        ):
+            Local(device=name)
+
+    @pytest.mark.parametrize("name", ["meta", "hpu", "vulkan", "cuda:99"])
+    def test_a_device_that_is_not_there_is_refused_before_anything_is_sampled(self, name, tmp_path):
+        with pytest.raises(ConfigError, match=f"^the device {name!r} is not there: .*; this machine has cpu"):
+            Campaign.open(tmp_path / "c", prior=Far(torch.zeros(3)), budget=1, executor=Local(device=name))
+        assert not (tmp_path / "c").exists()
 
 
 class Small(GaussianPrior):

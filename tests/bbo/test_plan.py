@@ -297,6 +297,12 @@ class TestExecutors:
         executor = self.plan(tmp_path, prior_file, text).executor
         assert executor == Ray("auto", 8, gpus_per_worker=0.25, cpus_per_worker=2.0, max_batch=64)
 
+    def test_the_prior_may_compute_on_a_device_of_this_process(self, tmp_path, prior_file):
+        text = "executor: {type: local, device: 'cuda:1', max_batch: 8}"
+        assert self.plan(tmp_path, prior_file, text).executor == Local(max_batch=8, device="cuda:1")
+        with pytest.raises(ConfigError, match=r"executor.*device must be a device of torch .* got 'gpu'"):
+            self.plan(tmp_path, prior_file, "executor: {type: local, device: gpu}")
+
     def test_how_a_prior_is_loaded_may_be_the_users_own_function(self, tmp_path, prior_file):
         executor = self.plan(
             tmp_path, prior_file, "executor: {type: ray, load_prior: 'mine.py:bowl'}"

@@ -19,6 +19,7 @@ import torch
 from bbo.campaign import Campaign
 from bbo.config import user_code
 from bbo.config.secrets import revealed
+from bbo.devices import moved
 from bbo.errors import CampaignError, ConfigError, ExecutorError
 from bbo.executor import LocalExecutor
 from bbo.ledger import QueryState
@@ -319,8 +320,6 @@ class TestWorkers:
         assert equal(other.sample(potential(), SHARDS[:1])[0], WANTED[0])
 
     def test_a_prior_that_no_gpu_can_have_is_refused(self):
-        from bbo.worker import moved
-
         with pytest.raises(ExecutorError, match="GaussianPrior has no method to"):
             moved(GaussianPrior(torch.zeros(2), 1.0, 4), "cuda")
 

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from bbo.report.numbers import failure_reasons
 from bbo.report.numbers import number as in_digits
 from oracles.base import Reference
 from oracles.evaluation import Evaluation
+from tests.bbo.report_page import Page
 
 EVIL = "<script>alert(1)</script>"
 AIRFOIL = {
@@ -98,55 +98,8 @@ def _small_campaign(directory: Path, **options: Any) -> None:
 
 
 # ------------------------------------------------------------------- reading reports
-class _Page(HTMLParser):
-    """A report as a browser takes it in."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.rows: list[list[str]] = []
-        self._shown: list[str] = []
-        self._within = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        self.text = " ".join(" ".join(self._shown).split())
-        """What is shown."""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._within = tag
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-        elif tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._within = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._within == "script":
-            attributes, before = self.scripts[-1]
-            self.scripts[-1] = (attributes, before + data)
-        elif self._within != "style":
-            self._shown.append(data)
-        if self._within in ("td", "th"):
-            self.rows[-1][-1] += data
-
-    def figure(self, name: str) -> Any:
-        """Return a figure as plotly.js gets it."""
-        (data,) = [script for attributes, script in self.scripts if attributes.get("id") == name]
-        return json.loads(data)
-
-    def trace(self, figure: str, name: str) -> Any:
-        """Return the trace of a figure whose name starts so."""
-        (found,) = [t for t in self.figure(figure)["data"] if t["name"].startswith(name)]
-        return found
-
-
-def _report(directory: Path, gallery: Any = None) -> _Page:
-    return _Page(write_report(directory, gallery=gallery))
+def _report(directory: Path, gallery: Any = None) -> Page:
+    return Page(write_report(directory, gallery=gallery))
 
 
 # ------------------------------------------------------------------- numbers
@@ -366,7 +319,7 @@ class TestGallery:
 
     def test_large_designs_are_cut(self, tmp_path: Path) -> None:
         with _create(tmp_path) as ledger:
-            artifact = ledger.blobs.put_tensors({"design": torch.zeros(1, 3, 32, 32)})
+            artifact = ledger.blobs.put_tensors({"design": torch.full((1, 3, 32, 32), 255.0)})
             _answer(ledger, ledger.reserve(0, 7, [Proposal(0)], artifact, {}), [1.0])
         page = _report(tmp_path)
         assert ["query", "value", *(f"x{i}" for i in range(24))] in page.rows
@@ -423,7 +376,7 @@ class TestStrangers:
         oracle = {"name": EVIL, "half": "\ud800", EVIL: "</pre>"}
         _small_campaign(tmp_path, name=EVIL, oracle=oracle)
         path = write_report(tmp_path, gallery=Circles())
-        page = _Page(path)
+        page = Page(path)
         assert f"{EVIL} Unfinished" in page.text  # the campaign's name
         assert f"crossed at 0.5 … 0.7 {EVIL}" in page.text  # the errors
         assert f"known {EVIL}" in page.text  # a reference's label

@@ -194,8 +194,9 @@ def dangers(tree):
                 yield node
             case ast.Call(func=ast.Name(id="eval" | "exec")):
                 yield node
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load")):
-                yield node
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="torch"), attr="load"), keywords=settings):
+                if not any(s.arg == "weights_only" and ast.unparse(s.value) == "True" for s in settings):
+                    yield node
             case ast.Call(func=ast.Attribute(attr="unsafe_load" | "full_load" | "read_pickle")):
                 yield node
             case ast.keyword(arg="allow_pickle" | "trust_remote_code", value=ast.Constant(value=True)):
@@ -215,9 +216,11 @@ def test_nothing_is_unpickled_anywhere():
         "from dill import x",
         "eval(x)",
         "torch.load(f)",
+        "torch.load(f, weights_only=careful)",
         "np.load(f, allow_pickle=True)",
     ):
         assert list(dangers(ast.parse(code))), code
+    assert not list(dangers(ast.parse("torch.load(f, weights_only=True)")))
 
 
 def test_designs_stay_what_they_were(tmp_path):

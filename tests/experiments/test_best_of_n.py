@@ -60,7 +60,7 @@ def test_the_batch_has_the_values_that_order_statistics_have(tmp_path):
     expected = (Normal(0.0, 1.0).log_prob(border).exp() / share).item()
     _, std = prior().moments()
     assert float(values[16:].mean()) == pytest.approx(expected * std, abs=0.15)
-    assert queries[20].provenance["best_of"] == 400
+    assert queries[20].provenance["n_samples"] == 400
     assert queries[20].predicted_mean == pytest.approx(queries[20].evaluation.outcomes["value"], abs=0.1)
 
 

@@ -5,9 +5,13 @@
     p(x_s|x_t) = N( a_s · x0 + √(b_s² - std²) · eps,  std² · I )
 
 Where a² + b² = 1 this is DDIM, eqs. 12 and 16 (Song et al. 2021, arXiv 2010.02502). For rectified flow, a = 1 - σ and
-b = σ, it is an Euler step of the ODE at η = 0: a_s·x0 + b_s·eps = x_t + (σ_s - σ_t)·(eps - x0). With η above 0 it is
-the step of an SDE that has the ODE's marginals (Albergo et al. 2023, arXiv 2303.08797): what DDIM calls a non-Markovian
-forward process is, for any a and b, a way of writing x_s from x0, x_t and new noise that keeps the law of x_s.
+b = σ, it is an Euler step of the ODE at η = 0: a_s·x0 + b_s·eps = x_t + (σ_s - σ_t)·(eps - x0). With η above 0 it is a
+step of an SDE with the ODE's marginals, which particles need to be told apart. As steps get small it tends to
+
+    dx = [ v + g²/(2σ) · (x + (1-σ)·v) ] dσ + g dw,        g² = 2η²·σ/(1-σ)
+
+the SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470), where v = eps - x0. Long steps keep a_s and b_s exactly, which
+Euler steps of that SDE do not (Wang and Yu 2025, arXiv 2509.05952).
 """
 
 from __future__ import annotations
@@ -138,8 +142,10 @@ class ConsistencyChain(Chain):
 def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> Chain:
     """Return the DDIM chain over the noise table of any of Stable Diffusion's schedulers.
 
-    Spacing, offset, the last ᾱ, prediction type and clipping are those of its config. Raises PriorError for more steps
-    than the table has and for dynamic thresholding, which mixes the pixels of an image.
+    Spacing, offset, the last ᾱ, prediction type and clipping are those of its config. Each step ends where the next
+    begins; diffusers' DDIMScheduler steps by n_train // n_steps instead, which is the same only where that divides and
+    the spacing is not linspace. Raises PriorError for more steps than the table has and for dynamic thresholding, which
+    mixes the pixels of an image.
     """
     from diffusers import DDIMScheduler
 
@@ -159,7 +165,8 @@ def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> Chain:
         {t: float(t) for t in ts},
         prediction,
         eta,
-        float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None,
+        # DDIM's own default is to clip, which is for pixels: a scheduler that does not know of clipping has none.
+        float(ddim.config.clip_sample_range) if scheduler.config.get("clip_sample", False) else None,
     )
 
 
@@ -177,7 +184,7 @@ def consistency_chain(scheduler: Any, n_steps: int) -> ConsistencyChain:
     lcm.set_timesteps(n_steps)
     ts = lcm.timesteps.tolist()
     scalings = {t: tuple(map(float, lcm.get_scalings_for_boundary_condition_discrete(t))) for t in ts}
-    clip = float(lcm.config.clip_sample_range) if lcm.config.clip_sample else None
+    clip = float(lcm.config.clip_sample_range) if scheduler.config.get("clip_sample", False) else None
     return ConsistencyChain(
         paired(ts),
         {**_levels(lcm, ts), CLEAN: (1.0, 0.0)},

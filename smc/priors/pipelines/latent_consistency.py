@@ -29,7 +29,7 @@ class LatentConsistencyPrior(LatentPrior):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         prompts: Sequence[str] = (),
         prompts_file: str | Path | None = None,

@@ -7,6 +7,7 @@ and the hub answers at once: otherwise one message says how to fetch it beforeha
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ PRIORS = {
 
 def load_pipeline(
     prior: str,
-    path_or_id: PathOrId | Path,
+    path_or_id: str | PathOrId | Path,
     *,
     revision: str | None,
     variant: str | None,
@@ -54,11 +55,14 @@ def load_pipeline(
     folder = _located(path_or_id, revision, variant, local_files_only)
     index = _index(folder)
     _check_class(folder, index, prior)
-    _check_components(folder, index, variant, omitted)
     import diffusers
 
-    kind = getattr(diffusers, index["_class_name"])
-    left_out: dict[str, Any] = dict.fromkeys(omitted)
+    with _quietly():
+        kind = getattr(diffusers, index["_class_name"])
+    _check_index(folder, index, kind, omitted)
+    _check_components(folder, index, variant, omitted)
+    empty = [name for name, component in index.items() if component == [None, None]]
+    left_out: dict[str, Any] = dict.fromkeys([*omitted, *empty])
     if "safety_checker" in index:  # it replaces images by black ones, which no reward should see
         left_out |= {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -83,21 +87,30 @@ def load_pipeline(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep diffusers' progress bar, of a second or two, off the terminal."""
-    from diffusers.utils import logging
+    """Keep progress bars of a second, and advice on packages that are not needed, off the terminal."""
+    from diffusers.utils import is_transformers_available, logging
 
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    talkers = [logging]
+    if is_transformers_available():
+        from transformers.utils import logging as of_transformers
+
+        talkers.append(of_transformers)
+    before = [(talker, talker.get_verbosity(), talker.is_progress_bar_enabled()) for talker in talkers]
+    for talker in talkers:
+        talker.set_verbosity_error()
+        talker.disable_progress_bar()
     try:
         yield
     finally:
-        if was_on:
-            logging.enable_progress_bar()
+        for talker, verbosity, had_bar in before:
+            talker.set_verbosity(verbosity)
+            if had_bar:
+                talker.enable_progress_bar()
 
 
 # ---------------------------------------------------------------- where it is
 def _located(
-    path_or_id: PathOrId | Path, revision: str | None, variant: str | None, local_files_only: bool
+    path_or_id: str | PathOrId | Path, revision: str | None, variant: str | None, local_files_only: bool
 ) -> Path:
     """Return the folder of a pipeline, downloaded if it has to be and may be."""
     if Path(path_or_id).is_dir():
@@ -172,6 +185,19 @@ def _check_class(folder: Path, index: dict[str, Any], prior: str) -> None:
     expected = " or ".join(name for name, adapter in PRIORS.items() if adapter == prior)
     hint = f"; use {PRIORS[found]} for it" if found in PRIORS else ""
     raise PriorError(f"{prior} adapts a {expected}, and {folder} holds a {found}{hint}")
+
+
+def _check_index(folder: Path, index: dict[str, Any], kind: Any, omitted: tuple[str, ...]) -> None:
+    """Raise PriorError unless the index names every component that the class cannot do without."""
+    optional = {*kind._optional_components, "safety_checker", "requires_safety_checker", *omitted}
+    taken = inspect.signature(kind.__init__).parameters.values()
+    needed = [p.name for p in taken if p.name != "self" and p.default is p.empty and p.name not in optional]
+    missing = [name for name in needed if name not in index]
+    if missing:
+        raise PriorError(
+            f"{folder} lacks {', '.join(missing)}: its model_index.json does not name what a {kind.__name__} needs"
+            + ("; uses_t5 = false does without" if "text_encoder_3" in missing else "")
+        )
 
 
 def _check_components(

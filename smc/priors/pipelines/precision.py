@@ -62,16 +62,11 @@ class Precision:
         return network
 
     def prepared_vae(self, vae: Any) -> nn.Module:
-        """Return the autoencoder, frozen and set up; it is changed in place.
-
-        One that its config says overflows in float16 (`force_upcast`, as Stable Diffusion XL's) stays float32.
-        """
+        """Return the autoencoder, frozen and set up; it is changed in place."""
         vae.eval().requires_grad_(False)
         _set_checkpointing(vae, self.checkpointing)
         vae.enable_slicing() if self.slicing else vae.disable_slicing()
         vae.enable_tiling() if self.tiling else vae.disable_tiling()
-        if self.weights is Dtype.FLOAT16 and vae.config.get("force_upcast"):
-            vae.float()
         return vae  # type: ignore[no-any-return]
 
     def run(

@@ -18,7 +18,7 @@ from smc.priors.pipelines.conditions import Conditions, Embeddings, read_prompts
 from smc.priors.pipelines.latent_prior import LatentPrior, image_size
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
-from smc.priors.pipelines.precision import Precision
+from smc.priors.pipelines.precision import Dtype, Precision
 
 
 class StableDiffusionPrior(LatentPrior):
@@ -27,7 +27,7 @@ class StableDiffusionPrior(LatentPrior):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         prompts: Sequence[str] = (),
         prompts_file: str | Path | None = None,
@@ -117,7 +117,7 @@ class StableDiffusionXLPrior(LatentPrior):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         prompts: Sequence[str] = (),
         prompts_file: str | Path | None = None,
@@ -185,6 +185,8 @@ class StableDiffusionXLPrior(LatentPrior):
     ) -> StableDiffusionXLPrior:
         """Return the prior of a loaded StableDiffusionXLPipeline, whose networks it freezes and keeps."""
         warn_of_cuts(prompts, [pipeline.tokenizer, pipeline.tokenizer_2])
+        if precision.weights is Dtype.FLOAT16 and pipeline.vae.config.get("force_upcast"):
+            pipeline.vae.float()  # XL's own overflows in float16, and the flag of its config says so
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)
         size = image_size(height, width, pipeline.unet.config.sample_size, decoder.factor)
         is_guided = guidance_scale > 1

@@ -26,7 +26,7 @@ class StableDiffusion3Prior(LatentPrior):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         prompts: Sequence[str] = (),
         prompts_file: str | Path | None = None,

@@ -33,7 +33,7 @@ class DDPMPrior:
     @classmethod
     def from_pretrained(
         cls,
-        path_or_id: PathOrId | Path,
+        path_or_id: str | PathOrId | Path,
         *,
         n_steps: int = 50,
         eta: float = 1.0,
