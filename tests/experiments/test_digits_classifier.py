@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from bbo.config.plan import load_plan
 from experiments.problems.digits_classifier import WEIGHTS, DigitClassifier, WantedDigitOracle
 from oracles.errors import OracleError
 from tests.contracts.oracle_contract import OracleContract
 
 pytest.importorskip("sklearn")
+from experiments.problems.digits import CONFIG
 from experiments.problems.train_digits_classifier import accuracy, train
 from experiments.problems.train_digits_prior import halves, real_digits
 
@@ -56,6 +58,11 @@ def test_the_wanted_digit_is_worth_most_and_ink_is_clipped():
     wild = torch.where(sevens > 0.5, 7.0, -3.0)
     oracle = WantedDigitOracle(7)
     assert oracle.evaluate(wild) == oracle.evaluate(wild.clamp(0, 1))
+
+
+def test_a_campaign_file_can_ask_for_it():
+    section = "{type: custom, source: 'experiments.problems.digits_classifier:WantedDigitOracle', settings: {digit: 3}}"
+    assert load_plan(CONFIG, [f"oracle={section}"]).oracle == WantedDigitOracle(3)
 
 
 def test_what_it_cannot_do_is_refused(tmp_path):
