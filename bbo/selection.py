@@ -8,10 +8,12 @@ Draws       one draw by weight from each island: independent samples of the targ
 Best        the highest utility
 Conditioned one after the other the highest utility, each time as it would be if the designs picked so far had been
             answered as expected: where the surrogate would be no wiser, nothing is picked twice
+Spread      high utility and far apart: a batch that shows what else is good
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -176,6 +178,53 @@ class Conditioned:
             utility = believe(chosen) if chosen else pool.utility
             chosen += _best(pool, utility, size, chosen)
         return chosen
+
+
+@dataclass(frozen=True)
+class Spread:
+    """High utility and far apart: one after the other the design with the highest
+
+        utility / std  +  weight · mean distance to those picked so far / rms distance
+
+    the std of the utility and the root mean square distance (over all pairs) being those of the pool, distances
+    Euclidean between features: the greedy rule of max-sum diversification (Borodin et al. 2012, arXiv 1203.6397). A
+    cold target with this rule finds designs that are good in different ways, where draws of a warmer target fill the
+    batch with what is merely ordinary.
+    """
+
+    weight: float = 1.0
+    """What the rms distance is worth, in stds of the utility; 0 is `Best`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"weight must be a finite number of at least 0, got {self.weight}")
+
+    def __call__(self, pool: Pool, n: int, believe: Believe, generator: Generator) -> list[int]:
+        """Return up to n designs, in the order they were picked; the first has the highest utility."""
+        del believe, generator
+        places = _best(pool, pool.utility, len(pool.picks), [])  # every design once
+        if not places:
+            return []
+        X = pool.X[places].double()
+        utility = _standardised(pool.utility[places])
+        rms = X.var(0, correction=0).sum().mul(2).sqrt().clamp(min=_TINY)
+        distance = torch.zeros_like(utility)  # to all picked so far, together
+        chosen: list[int] = []
+        while len(chosen) < min(n, len(places)):
+            score = utility + self.weight * distance / (max(len(chosen), 1) * rms)
+            score[chosen] = -torch.inf
+            chosen.append(int(score.argmax()))
+            distance += torch.linalg.vector_norm(X - X[chosen[-1]], dim=1)
+        return [places[i] for i in chosen]
+
+
+_TINY = 1e-300
+
+
+def _standardised(utility: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """Return the utility with mean 0 and std 1; all 0 where it does not vary."""
+    centred = utility.double() - utility.double().mean()
+    return centred / centred.square().mean().sqrt().clamp(min=_TINY)
 
 
 def _best(pool: Pool, utility: Float[Tensor, " m"], n: int, chosen: Sequence[int]) -> list[int]:

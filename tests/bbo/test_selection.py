@@ -5,7 +5,7 @@ import torch
 
 from bbo.errors import ConfigError
 from bbo.executor import Sampled, keys_of
-from bbo.selection import Best, Conditioned, Draws, Pool, Selection
+from bbo.selection import Best, Conditioned, Draws, Pool, Selection, Spread
 from smc.result import SMCResult, StepInfo, Trace
 
 
@@ -171,3 +171,62 @@ def test_rules_are_selections(rule):
     assert isinstance(rule, Selection)
     empty = pool_of([result(torch.zeros(1, 1), log_z=torch.tensor([-torch.inf]))])
     assert rule(empty, 4, no_belief, seeded()) == []
+
+
+class TestSpread:
+    def pool(self, x, utility):
+        x0 = torch.tensor(x)[:, None] if torch.tensor(x).ndim == 1 else torch.tensor(x)
+        n = len(x0)
+        return pool_of([result(torch.zeros(1, n), x0, log_psi=torch.tensor([utility]))])
+
+    def test_without_weight_it_is_best(self):
+        utility = torch.randn(1, 20, generator=seeded()).tolist()[0]
+        pool = self.pool(list(map(float, range(20))), utility)
+        assert picked(Spread(weight=0.0), pool, 7) == picked(Best(), pool, 7)
+
+    def test_with_all_weight_it_is_the_farthest_from_all_picked_so_far(self):
+        """On a line at 0, 1, 4, 9, 10 with 4 as the best: 10 is farthest from 4, then 0 from both (4 + 10 > 5 + 1)."""
+        pool = self.pool([0.0, 1.0, 4.0, 9.0, 10.0], [0.0, 0.0, 1.0, 0.0, 0.0])
+        assert [p.row for p in picked(Spread(weight=1e9), pool, 3)] == [2, 4, 0]
+
+    @pytest.mark.parametrize("weight", [0.5, 1.0, 2.0, 4.0])
+    def test_the_score_is_its_formula(self, weight):
+        X = torch.randn(30, 3, generator=seeded(1))
+        utility = torch.randn(30, generator=seeded(2)).exp()
+        pool = self.pool(X.tolist(), utility.tolist())
+        u = utility.double() / utility.double().std(correction=0)
+        squares = (X[:, None] - X[None]).double().square().sum(2)
+        rms = (squares.sum() / 900).sqrt()  # over all pairs, a design with itself among them
+        expected = [int(u.argmax())]
+        while len(expected) < 12:
+            score = u + weight * squares.sqrt()[expected].mean(0) / rms
+            expected.append(max(set(range(30)) - set(expected), key=lambda i: float(score[i])))
+        assert expected != [p.row for p in picked(Best(), pool, 12)]
+        assert [p.row for p in picked(Spread(weight), pool, 12)] == expected
+
+    def test_units_make_no_difference(self):
+        x, utility = torch.randn(30, 2, generator=seeded(3)), torch.randn(30, generator=seeded(4))
+        there = picked(Spread(2.0), self.pool(x.tolist(), utility.tolist()), 8)
+        assert picked(Spread(2.0), self.pool((1000 * x).tolist(), (0.25 * utility + 7).tolist()), 8) == there
+
+    def test_what_does_not_vary_decides_nothing(self):
+        same_utility = self.pool([0.0, 1.0, 2.0, 8.0], [0.1] * 4)
+        assert [p.row for p in picked(Spread(), same_utility, 2)] == [0, 3]
+        same_features = pool_of(
+            [result(torch.zeros(1, 3), torch.arange(3.0)[:, None], log_psi=torch.tensor([[1.0, 3.0, 2.0]]))],
+            encode=lambda designs: torch.ones(len(designs), 1),
+        )
+        assert [p.row for p in picked(Spread(), same_features, 3)] == [1, 2, 0]
+
+    def test_no_design_twice_and_no_more_than_there_are(self):
+        x0 = torch.tensor([[1.0], [2.0], [1.0], [3.0]])
+        pool = pool_of([result(torch.zeros(2, 2), x0, log_psi=torch.tensor([[5.0, 1.0], [5.0, 1.0]]))])
+        assert sorted(p.row for p in picked(Spread(), pool, 9)) == [0, 1, 3]
+        nobody = pool_of([result(torch.zeros(1, 1), torch.tensor([[1.0]]))], proposed=torch.tensor([[1.0]]))
+        assert picked(Spread(), nobody, 3) == []
+        assert picked(Spread(), pool, 0) == []
+
+    @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+    def test_a_weight_that_is_none_is_refused(self, weight):
+        with pytest.raises(ConfigError, match="weight must be a finite number of at least 0, got"):
+            Spread(weight)

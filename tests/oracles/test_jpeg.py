@@ -27,6 +27,16 @@ class TestContract(OracleContract):
         return images(4, 3, 16, 16)
 
 
+class TestEnlargedContract(OracleContract):
+    @pytest.fixture
+    def oracle(self):
+        return Negated(JpegSizeOracle(scale=8, design_shape=(1, 8, 8)))
+
+    @pytest.fixture
+    def designs(self):
+        return images(4, 1, 8, 8)
+
+
 def size(design, quality=95):
     (answer,) = JpegSizeOracle(quality).evaluate(design[None])
     return answer.outcomes["value"]
@@ -46,6 +56,33 @@ def test_detail_and_quality_cost_bytes():
     assert size(noise) > 2 * size(noise, quality=30)
     (answer,) = Negated(JpegSizeOracle()).evaluate(flat[None])
     assert answer.outcomes["value"] == -size(flat)
+
+
+def test_at_a_scale_it_is_the_size_of_the_image_that_pillow_enlarges():
+    design = images(1, 3, 8, 5)[0]
+    pixels = np.rint(design.permute(1, 2, 0).numpy().astype(np.float64) * 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels, "RGB").resize((5 * 6, 8 * 6), Image.Resampling.BICUBIC).save(
+        file, "JPEG", quality=80
+    )
+    (answer,) = JpegSizeOracle(quality=80, scale=6).evaluate(design[None])
+    assert answer.outcomes["value"] == len(file.getvalue()) / 1000
+
+
+def test_at_a_scale_small_images_are_told_apart():
+    """A grey 8×8 file is 0.34 kB of header and one block of coefficients; at scale 8 there are 64 blocks."""
+    smooth = torch.linspace(0, 1, 8).expand(1, 8, 8)
+    checkered = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2).float()[None]
+    plain, enlarged = (
+        [a.outcomes["value"] for a in JpegSizeOracle(scale=scale).evaluate(torch.stack([smooth, checkered]))]
+        for scale in (1, 8)
+    )
+    assert enlarged[1] - enlarged[0] > 10 * abs(plain[1] - plain[0])
+
+
+def test_an_image_that_is_too_large_at_its_scale_is_refused():
+    with pytest.raises(OracleError, match=r"up to 8 a side at scale 8000, got \(1, 9, 8\)"):
+        JpegSizeOracle(scale=8000).evaluate(torch.zeros(1, 9, 8))
 
 
 def test_grey_images_and_axes():
@@ -70,7 +107,8 @@ def test_designs_that_are_no_images_are_refused(shape):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"quality": 0}, {"quality": 96}, {"design_shape": (4, 8, 8)}, {"design_shape": (8,)}]
+    "settings",
+    [{"quality": 0}, {"quality": 96}, {"scale": 0}, {"design_shape": (4, 8, 8)}, {"design_shape": (8,)}],
 )
 def test_settings_that_are_refused(settings):
     with pytest.raises(OracleError, match="jpeg oracle: "):
