@@ -45,7 +45,7 @@ def test_every_command_of_the_readme_exists():
     commands = set(re.findall(r"^bbo (\w+)", README, flags=re.MULTILINE))
     laboratory = {"init", "ask", "tell", "pending", "edit", "reject", "abandon", "resolve"}
     looking = {"status", "best", "report", "show", "verify", "export"}
-    assert commands == {"check", "run", "budget", "prior", "oracle", *laboratory, *looking}
+    assert commands == {"align", "check", "run", "budget", "prior", "oracle", *laboratory, *looking}
     assert {"demo:", "test:"} <= set(
         re.findall(r"^\w+:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     )

@@ -26,6 +26,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "xfoil": "oracles.xfoil:XfoilOracle",
         "jpeg_size": "oracles.jpeg:JpegSizeOracle",
         "reward": "oracles.images.reward:RewardOracle",
+        "stroke_mass": "oracles.stroke_mass:StrokeMassOracle",
         "noisy": "oracles.wrappers:Noisy",
         "negated": "oracles.wrappers:Negated",
         "cached": "oracles.wrappers:Cached",
@@ -83,6 +84,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "draws": "bbo.selection:Draws",
         "best": "bbo.selection:Best",
         "conditioned": "bbo.selection:Conditioned",
+        "spread": "bbo.selection:Spread",
     },
     "twist": {
         "posterior_variance": "smc.twist:PosteriorVariance",

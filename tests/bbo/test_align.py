@@ -235,3 +235,16 @@ def test_a_device_that_is_not_there(config):
         load_align_plan(config, ["align.device=nonsense"])
     with pytest.raises(ConfigError, match=r"align\.device: the device 'meta' is not there"):
         load_align_plan(config, ["align.device=meta"])
+
+
+def test_threes_are_threes_to_a_classifier_that_was_not_asked(tmp_path):
+    """By Bayes' rule at kl_coef 1: p(x)·P(3|x) is what the prior knows of threes. Few of its own draws are."""
+    pytest.importorskip("sklearn")
+    from experiments.problems.digits import EXAMPLES, class_probabilities, prior_designs
+
+    plan = load_align_plan(EXAMPLES / "align_digits.yaml", [f"align.directory={tmp_path}"])
+    images = torch.stack([island.images[island.drawn] for island in align(plan.alignment)])
+    assert images.shape == (16, 1, 8, 8)
+    is_three = class_probabilities(images).argmax(1) == 3
+    assert is_three.mean() >= 0.75
+    assert (class_probabilities(prior_designs(64, seed=0)).argmax(1) == 3).mean() < 0.3
