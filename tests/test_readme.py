@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from bbo.config.models import align_file_model, campaign_file_model
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -56,3 +62,18 @@ def test_every_file_that_the_readme_names_is_there():
         assert (ROOT / name).exists(), name
     for name in re.findall(r"\]\((\S+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/images.md"])
+def test_every_section_of_a_campaign_file_that_a_page_shows_is_one(page):
+    """Against the models of real files: names, types and required keys, without building anything."""
+    fields = {**campaign_file_model().model_fields, **align_file_model().model_fields}
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    sections = [(name, part) for block in blocks for name, part in yaml.safe_load(block).items()]
+    assert len(sections) >= 5
+    for name, part in sections:
+        if isinstance(part, dict):
+            part.pop("parallel", None)  # oracle.parallel is taken out before the models see it
+        if name == "campaign":
+            part = {"directory": "runs/x", "budget": 1, **part}
+        TypeAdapter(fields[name].annotation).validate_python(part)
