@@ -19,7 +19,19 @@ from bbo.errors import ConfigMismatchError
 from oracles.base import Oracle
 from smc.prior import Configured, Prior
 
-PACKAGES = ("bbo-diffusion", "torch", "botorch", "gpytorch", "numpy", "scipy", "safetensors", "SQLAlchemy")
+PACKAGES = (
+    "bbo-diffusion",
+    "torch",
+    "diffusers",
+    "transformers",
+    "botorch",
+    "gpytorch",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "pillow",
+    "SQLAlchemy",
+)
 
 
 def describe(part: object) -> object:
