@@ -184,7 +184,7 @@ def _memory_ratio(load: Load) -> float:
     """Return the ratio of one pair of runs, a fresh process each: how a heap is fragmented is a matter of chance."""
     ours, bare = (in_a_process(peak_gib, run, load)[1] for run in (full_sampler, bare_loop))
     print(f"peak memory: {ours:.3f} GiB, bare loop {bare:.3f} GiB")
-    return ours / bare
+    return float(ours / bare)
 
 
 def capacity(device: str) -> dict[str, float]:
