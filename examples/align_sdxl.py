@@ -6,11 +6,10 @@ python examples/align_sdxl.py --prior models/sdxl --pick-score models/PickScore_
 import argparse
 from pathlib import Path
 
-from experiments.tiny_rewards import tiny_clip
-
 from bbo.align import Alignment, align
 from bbo.align_folder import AlignFolder
 from experiments.tiny_pipelines import tiny_folder
+from experiments.tiny_rewards import tiny_clip
 from oracles.images.clip_rewards import PickScore
 from smc.priors.pipelines import Dtype, Precision, StableDiffusionXLPrior
 from smc.sampler import SamplerConfig
