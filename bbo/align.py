@@ -9,8 +9,9 @@ are asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +20,9 @@ from torch import Tensor
 from bbo import seeds
 from bbo.errors import ConfigError
 from bbo.executor import on_cpu
+from bbo.memory import fitting
 from oracles.images.reward import Reward, WeightedSum
+from smc.errors import NobodyLeftError
 from smc.prior import Prior, Prompted, prompts_of
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig, sample
@@ -39,9 +42,10 @@ class Alignment:
     images_per_prompt: int = 1
     seed: int = 0
     sampler: SamplerConfig = SamplerConfig(n_islands=1)  # noqa: RUF009
-    """Of one island."""
+    """Of one island, whatever it says of their number."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sampler", replace(self.sampler, n_islands=1))
         if not 0 < self.kl_coef < math.inf:
             raise ConfigError(f"kl_coef must be a finite number above 0, got {self.kl_coef}")
         if self.images_per_prompt < 1:
@@ -78,34 +82,58 @@ class Aligned:
     result: SMCResult
 
 
-def align(alignment: Alignment) -> Iterator[Aligned]:
-    """Give the islands' images, one after the other as they are done; prompts take turns.
+@dataclass(frozen=True)
+class Lost:
+    """An island whose particles all died."""
 
-    Raises what the sampler and the reward raise.
+    island: int
+    prompt: str
+    reason: str
+
+
+def align(alignment: Alignment, done: Container[int] = ()) -> Iterator[Aligned | Lost]:
+    """Give the islands' images, one after the other as they are there; prompts take turns.
+
+    done: islands that are there already. Particles that do not fit the memory of a GPU together go through the networks
+    in smaller groups (to 1e-5 the same). Raises what the sampler and the reward raise; an island in which nobody is
+    left is no reason to stop.
     """
+    size = min(alignment.sampler.max_batch or math.inf, alignment.sampler.n_particles)
+    for island in range(alignment.n_images):
+        if island in done:
+            continue
+        work = partial(_aligned, alignment, island)
+        try:
+            aligned, size = fitting(int(size), work)
+        except NobodyLeftError as error:
+            yield Lost(island, _prompt(alignment, island), str(error))
+        else:
+            yield aligned
+
+
+def _aligned(alignment: Alignment, island: int, size: int) -> Aligned:
+    """Return what comes of an island with so many particles at a time in the networks."""
     prior, reward = alignment.prior, alignment.reward
 
     def log_potential(x0: Float[Tensor, "n *event"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         return reward(prior.decode(x0), prompts_of(prior, island)) / alignment.kl_coef
 
-    config = replace(alignment.sampler, n_islands=1)
-    for island in range(alignment.n_images):
-        generator = seeds.generator(alignment.seed, "align", island)
-        result = sample(prior, log_potential, config, generator=generator, first_island=island)
-        yield _told(alignment, island, result, int(result.draw(generator)))
-
-
-def _told(alignment: Alignment, island: int, result: SMCResult, drawn: int) -> Aligned:
-    """Return what to keep of an island: decoded and valued once more, in the sampler's own chunks."""
-    size = alignment.sampler.max_batch or len(result.x0)
-    prompt = prompts_of(alignment.prior, torch.tensor([island]))[0]
+    config = replace(alignment.sampler, max_batch=size)
+    generator = seeds.generator(alignment.seed, "align", island)
+    result = sample(prior, log_potential, config, generator=generator, first_island=island)
+    drawn = int(result.draw(generator))
+    prompt = _prompt(alignment, island)
     images, values = [], []
     with torch.no_grad():
         for x0 in torch.split(result.x0, size):
-            images.append(alignment.prior.decode(x0))
-            values.append(_values(alignment.reward, images[-1], [prompt] * len(x0)))
+            images.append(prior.decode(x0))
+            values.append(_values(reward, images[-1], [prompt] * len(x0)))
     joined = {name: torch.cat([part[name] for part in values]).cpu() for name in values[0]}
     return Aligned(island, prompt, torch.cat(images).cpu(), drawn, joined, on_cpu(result))
+
+
+def _prompt(alignment: Alignment, island: int) -> str:
+    return prompts_of(alignment.prior, torch.tensor([island]))[0]
 
 
 def _values(reward: Reward, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:

@@ -10,9 +10,11 @@ align.json                 prior, reward, settings and versions
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +22,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from bbo.align import Aligned, Alignment
-from bbo.config.describe import describe, describe_prior, describe_versions
+from bbo.align import Aligned, Alignment, Lost
+from bbo.config.describe import check_same, describe, describe_prior, describe_versions
 from bbo.errors import BboError
 
 
@@ -31,47 +33,73 @@ class FolderError(BboError):
 
 @dataclass(frozen=True)
 class AlignFolder:
-    """A folder that fills island by island: what was written stays if the rest fails."""
+    """A folder that fills island by island: what was written stays, and the next run goes on from there."""
 
     path: Path
     steps: Sequence[tuple[int, int]]
+    done: frozenset[int]
+    """Islands that were there when it was opened."""
 
     @classmethod
-    def create(cls, path: Path, alignment: Alignment) -> AlignFolder:
-        """Make the folder, with its settings. Raises FolderError where something lies already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    def open(cls, path: Path, alignment: Alignment) -> AlignFolder:
+        """Make the folder, or take up the one that an earlier run of the same alignment left.
+
+        Raises FolderError where something else lies already, ConfigMismatchError where other settings do.
+        """
+        asked = _told(alignment)
+        record = path / "align.json"
+        if record.is_file():
+            recorded = json.loads(record.read_text(encoding="utf-8"))
+            check_same(recorded["settings"], asked, str(path))
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FolderError(
                 f"{path} holds something already, and nothing is overwritten; name another directory"
             )
-        for folder in ("drawn", "particles"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
-        told = {
-            "prior": describe_prior(alignment.prior),
-            "reward": describe(alignment.reward),
-            "kl_coef": alignment.kl_coef,
-            "images_per_prompt": alignment.images_per_prompt,
-            "seed": alignment.seed,
-            "sampler": describe(alignment.sampler),
-            "versions": describe_versions(),
-        }
-        (path / "align.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        return cls(path, alignment.prior.steps)
+        else:
+            for folder in ("drawn", "particles"):
+                (path / folder).mkdir(parents=True, exist_ok=True)
+            _write(record, json.dumps({"settings": asked, "versions": describe_versions()}, indent=2) + "\n")
+        done = {int(image.stem) for image in (path / "drawn").glob("*.png")}
+        done |= {int(row["island"]) for row in _rows(path / "lost.csv")}
+        for name in ("particles.csv", "steps.csv"):
+            _keep(path / name, done)
+        return cls(path, alignment.prior.steps, frozenset(done))
 
-    def add(self, aligned: Aligned) -> None:
-        """Write what came of an island."""
-        name = f"{aligned.island:04d}"
-        for particle, image in enumerate(aligned.images):
+    def add(self, outcome: Aligned | Lost) -> None:
+        """Write what came of an island; the image that was drawn comes last, and says that all is there."""
+        if isinstance(outcome, Lost):
+            lost = {"island": outcome.island, "prompt": outcome.prompt, "reason": outcome.reason}
+            return _append(self.path / "lost.csv", [lost])
+        name = f"{outcome.island:04d}"
+        for particle, image in enumerate(outcome.images):
             write_png(image, self.path / "particles" / f"{name}-{particle:02d}.png")
-        write_png(aligned.images[aligned.drawn], self.path / "drawn" / f"{name}.png")
-        _append(self.path / "particles.csv", _particles(aligned, name))
-        _append(self.path / "steps.csv", _steps(aligned, self.steps))
+        _append(self.path / "particles.csv", _particles(outcome, name))
+        _append(self.path / "steps.csv", _steps(outcome, self.steps))
+        return write_png(outcome.images[outcome.drawn], self.path / "drawn" / f"{name}.png")
+
+
+def _told(alignment: Alignment) -> dict[str, object]:
+    """Return what decides the images, as JSON. How many are in the networks at a time does not."""
+    told: object = {
+        "prior": describe_prior(alignment.prior),
+        "reward": describe(alignment.reward),
+        "kl_coef": alignment.kl_coef,
+        "images_per_prompt": alignment.images_per_prompt,
+        "seed": alignment.seed,
+        "sampler": describe(replace(alignment.sampler, max_batch=None)),
+    }
+    as_json: dict[str, object] = json.loads(json.dumps(told))
+    return as_json
 
 
 def write_png(image: Float[Tensor, "c h w"], path: Path) -> None:
     """Write an image in 0 … 1 with 1 or 3 channels; what is not finite is black."""
     shown = image.where(torch.isfinite(image), torch.zeros_like(image))
     pixels = (shown.clamp(0, 1) * 255).round().to(torch.uint8)
-    Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()).save(path)
+    unfinished = path.with_suffix(".unfinished")
+    picture = Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
+    picture.save(unfinished, format="PNG")
+    os.replace(unfinished, path)
 
 
 def _particles(aligned: Aligned, name: str) -> list[Mapping[str, object]]:
@@ -115,3 +143,32 @@ def _append(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         if is_new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the whole rows of a table; the last of one that was broken off is none. No file has no rows."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _keep(path: Path, islands: Container[int]) -> None:
+    """Leave the rows of these islands in a table: what an island that was broken off wrote goes."""
+    rows = [row for row in _rows(path) if int(row["island"]) in islands]
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(path, table.getvalue())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.replace(unfinished, path)

@@ -123,10 +123,12 @@ def align(config: ConfigFile, overrides: Overrides = None) -> None:
     from bbo.display import print_aligned
 
     plan = load_align_plan(config, overrides or [])
-    folder = AlignFolder.create(plan.directory, plan.alignment)
-    for island in aligned(plan.alignment):
-        folder.add(island)
-        print_aligned(island, plan.alignment.n_images)
+    folder = AlignFolder.open(plan.directory, plan.alignment)
+    if folder.done:
+        typer.echo(f"{len(folder.done)} of {plan.alignment.n_images} images are there already")
+    for outcome in aligned(plan.alignment, folder.done):
+        folder.add(outcome)
+        print_aligned(outcome, plan.alignment.n_images)
     typer.echo(f"images in {plan.directory / 'drawn'}; all particles and their weights beside it")
 
 

@@ -23,7 +23,7 @@ from bbo.workload import Sampling
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second, which `bbo status` does not have
 
-    from bbo.align import Aligned
+    from bbo.align import Aligned, Lost
 
 N_IN_DOUBT_SHOWN = 20
 
@@ -159,15 +159,20 @@ def print_best(table: pd.DataFrame) -> None:
     console.print(shown_table)
 
 
-def print_aligned(aligned: Aligned, n_images: int) -> None:
+def print_aligned(outcome: Aligned | Lost, n_images: int) -> None:
     """Print what came of one image of an alignment."""
-    values = aligned.values["reward"]
-    ess = float(aligned.result.trace.ess[-1, 0]) / len(values)
-    line = (
-        f"image {aligned.island + 1:3d} of {n_images}  reward {float(values[aligned.drawn]):.5g}"
-        f"  ({float(values.min()):.4g} … {float(values.max()):.4g})  ESS {ess:.0%}  {aligned.prompt}"
-    )
-    Console(highlight=False, markup=False).print(line, no_wrap=True, overflow="ellipsis")
+    from bbo.align import TOTAL, Lost
+
+    place = f"image {outcome.island + 1:3d} of {n_images}"
+    if isinstance(outcome, Lost):
+        line = f"{place}  lost: {outcome.reason}"
+    else:
+        values = outcome.values[TOTAL]
+        ess = float(outcome.result.trace.ess[-1, 0]) / len(values)
+        drawn, least, most = (float(value) for value in (values[outcome.drawn], values.min(), values.max()))
+        line = f"{place}  reward {drawn:.5g} ({least:.4g} … {most:.4g})  ESS {ess:.0%}  {outcome.prompt}"
+    console = Console(highlight=False, markup=False)
+    console.print(line.rstrip(), no_wrap=not isinstance(outcome, Lost), overflow="ellipsis")
 
 
 def _workers(sampling: Sampling | None) -> str:

@@ -8,7 +8,6 @@ worker was lost.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -20,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bbo.devices import moved
-from bbo.errors import ExecutorError
+from bbo.memory import fitting
 from bbo.potential import Potential
 from smc.prior import Prior
 from smc.result import SMCResult
@@ -177,18 +176,12 @@ class LocalExecutor:
 
     def _fitting(self, n: int, limit: int | None, work: Callable[[int], T]) -> T:
         """Return what work on n rows comes to, at most so many at a time as are allowed and fit the device's memory."""
-        while True:
-            sizes = [size for size in (limit, self.max_batch) if size is not None]
-            size = max(min([n, *sizes]), 1)
-            try:
-                return work(size)
-            except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise ExecutorError(
-                        f"not even one particle fits the memory of the device: {error}"
-                    ) from error
-                self.max_batch = math.ceil(size / 2)
-            torch.cuda.empty_cache()  # the error is gone by now, and with it the tensors it held on to
+        sizes = [size for size in (limit, self.max_batch) if size is not None]
+        size = max(min([n, *sizes]), 1)
+        value, fitted = fitting(size, work)
+        if fitted < size:
+            self.max_batch = fitted
+        return value
 
     def _in_chunks(self, function: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
         with torch.no_grad():

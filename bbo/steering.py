@@ -23,7 +23,7 @@ from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
 from bbo.selection import Believe, Draws, Pick, Pool, Selection
 from bbo.temperature import Budgeted, kl_from_prior
-from smc.errors import SamplerError
+from smc.errors import NobodyLeftError
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
 from smc.tempering import Exponential
@@ -147,7 +147,7 @@ class SteeredPrior:
             try:
                 shards = executor.sample(replace(potential, kl_coef=kl_coef), [request])
                 return kl_from_prior([shard.result for shard in shards])
-            except SamplerError:  # nobody is left: there is nothing of this target where the prior is
+            except NobodyLeftError:  # nobody is left: there is nothing of this target where the prior is
                 return math.inf
 
         nats = self.temperature.budget(len(observed.y), observed.rounds)

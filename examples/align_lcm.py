@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bbo.align import Alignment, align
 from bbo.align_folder import AlignFolder
+from bbo.display import print_aligned
 from experiments.tiny_pipelines import tiny_folder
 from experiments.tiny_rewards import tiny_clip, tiny_head
 from oracles.images.aesthetic import Aesthetic
@@ -31,8 +32,7 @@ prior = LatentConsistencyPrior.from_pretrained(options.prior, prompts=options.pr
 score, match = Aesthetic.load(options.head, options.clip), ClipScore.load(options.clip)  # one copy of CLIP
 reward = WeightedSum([score.to(options.device), match.to(options.device)], [1.0, 5.0])
 alignment = Alignment(prior, reward, kl_coef=0.02, images_per_prompt=2)
-folder = AlignFolder.create(options.out, alignment)
-for island in align(alignment):
+folder = AlignFolder.open(options.out, alignment)
+for island in align(alignment, folder.done):
     folder.add(island)
-    told = ", ".join(f"{name} {value[island.drawn]:.2f}" for name, value in island.values.items())
-    print(f"{island.prompt}: {told}")
+    print_aligned(island, alignment.n_images)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bbo.align import Alignment, align
 from bbo.align_folder import AlignFolder
+from bbo.display import print_aligned
 from experiments.tiny_pipelines import tiny_folder
 from experiments.tiny_rewards import tiny_clip, tiny_head
 from oracles.images.aesthetic import Aesthetic
@@ -26,15 +27,13 @@ options = parser.parse_args()
 if options.tiny:
     options.prior, options.clip, options.head = tiny_folder("stable_diffusion"), tiny_clip(), tiny_head()
 
-alignment = Alignment(
-    StableDiffusionPrior.from_pretrained(
-        options.prior, prompts=options.prompts, n_steps=5 if options.tiny else 100
-    ).to(options.device),
-    Aesthetic.load(options.head, options.clip).to(options.device),
-    kl_coef=0.005,  # the paper's
-    sampler=SamplerConfig(n_particles=4, max_batch=4),
+prior = StableDiffusionPrior.from_pretrained(
+    options.prior, prompts=options.prompts, n_steps=5 if options.tiny else 100
 )
-folder = AlignFolder.create(options.out, alignment)
-for island in align(alignment):
+reward = Aesthetic.load(options.head, options.clip).to(options.device)
+sampler = SamplerConfig(n_particles=4, max_batch=4)
+alignment = Alignment(prior.to(options.device), reward, kl_coef=0.005, sampler=sampler)  # the paper's kl_coef
+folder = AlignFolder.open(options.out, alignment)
+for island in align(alignment, folder.done):
     folder.add(island)
-    print(f"{island.prompt}: aesthetic score {island.values['reward'][island.drawn]:.2f}")
+    print_aligned(island, alignment.n_images)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bbo.align import Alignment, align
 from bbo.align_folder import AlignFolder
+from bbo.display import print_aligned
 from experiments.tiny_pipelines import tiny_folder
 from experiments.tiny_rewards import tiny_clip
 from oracles.images.clip_rewards import PickScore
@@ -33,7 +34,7 @@ prior = StableDiffusionXLPrior.from_pretrained(
 ).to(options.device)
 reward = PickScore.load(options.pick_score).to(options.device)
 alignment = Alignment(prior, reward, kl_coef=0.01, sampler=SamplerConfig(n_particles=4, max_batch=2))
-folder = AlignFolder.create(options.out, alignment)
-for island in align(alignment):
+folder = AlignFolder.open(options.out, alignment)
+for island in align(alignment, folder.done):
     folder.add(island)
-    print(f"{island.prompt}: PickScore {island.values['reward'][island.drawn]:.2f}")
+    print_aligned(island, alignment.n_images)

@@ -11,3 +11,7 @@ class PriorError(SMCError):
 
 class SamplerError(SMCError):
     """Sampling cannot start or go on: bad settings, a reward of the wrong shape, no particle left alive."""
+
+
+class NobodyLeftError(SamplerError):
+    """Every particle of every island is dead: what was asked for is not where the prior is."""

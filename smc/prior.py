@@ -9,6 +9,7 @@ Notation (code → papers):  x → x_t,  x0 → x̂_0(x_t),  eps → ε̂(x_t), 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -132,6 +133,16 @@ class ByIsland(Protocol):
 def rows_of(prior: Prior, island: Int[Tensor, " n"]) -> Prior:
     """Return the prior that these rows have: the same for all where it does not tell islands apart."""
     return prior.of_islands(island) if isinstance(prior, ByIsland) else prior
+
+
+@runtime_checkable
+class Configured(Protocol):
+    """A prior with settings that people want to read in a ledger; what decides samples is in its fingerprint, too."""
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """The settings by name, as JSON."""
+        ...
 
 
 @runtime_checkable

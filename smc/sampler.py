@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from smc import weights
-from smc.errors import SamplerError
+from smc.errors import NobodyLeftError, SamplerError
 from smc.look_ahead import LogPotential, LookAhead, NotFinite, buried, clean_values, look_ahead
 from smc.noise import uniform
 from smc.prior import CLEAN, Kernel, Prior
@@ -300,7 +300,7 @@ def finish(
     faults = [*faults, NotFinite.among(particles.x, value, ~torch.isfinite(value))]
     particles = reweight(particles, buried(value))
     if torch.isneginf(particles.log_z).all():
-        raise SamplerError(nobody_left(faults))
+        raise NobodyLeftError(nobody_left(faults))
     n_bad = torch.stack([fault.is_bad.view_as(particles.log_w).sum(1) for fault in faults])
     trace = Trace.of(infos, n_bad, config.n_particles)
     log_psi = buried(value).view_as(particles.log_w)

@@ -17,9 +17,21 @@ from bbo.config.registry import name_of
 from bbo.config.secrets import Secret
 from bbo.errors import ConfigMismatchError
 from oracles.base import Oracle
-from smc.prior import Prior, Prompted
+from smc.prior import Configured, Prior
 
-PACKAGES = ("bbo-diffusion", "torch", "botorch", "gpytorch", "numpy", "scipy", "safetensors", "SQLAlchemy")
+PACKAGES = (
+    "bbo-diffusion",
+    "torch",
+    "diffusers",
+    "transformers",
+    "botorch",
+    "gpytorch",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "pillow",
+    "SQLAlchemy",
+)
 
 
 def describe(part: object) -> object:
@@ -68,7 +80,7 @@ def describe_prior(prior: Prior) -> dict[str, object]:
         "design_shape": list(prior.design_shape),
         "n_steps": len(prior.steps),
         "fingerprint": prior.fingerprint(),
-        **({"prompts": list(prior.prompts)} if isinstance(prior, Prompted) else {}),
+        **(prior.settings if isinstance(prior, Configured) else {}),
     }
 
 

@@ -38,6 +38,7 @@ from smc.look_ahead import LogPotential
 from smc.prior import rows_of
 from smc.priors.pipelines import (
     LatentConsistencyPrior,
+    Prompting,
     StableDiffusion3Prior,
     StableDiffusionPrior,
     StableDiffusionXLPrior,
@@ -72,7 +73,7 @@ class Load:
             pipeline = sd15_sized() if self.kind == "sd15_sized" else KINDS[self.kind]({})
         cls = PRIORS.get(self.kind, StableDiffusionPrior)
         made: LatentPrior = cls.from_pipeline(
-            pipeline, prompts=["a cat"], n_steps=self.n_steps, height=self.size, width=self.size
+            pipeline, Prompting(("a cat",), 5.0), n_steps=self.n_steps, height=self.size, width=self.size
         )
         return made.to(self.device)
 

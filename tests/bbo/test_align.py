@@ -10,17 +10,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from bbo.align import Alignment, align
+from bbo import align_folder
+from bbo.align import Alignment, Lost, align
 from bbo.align_folder import AlignFolder, FolderError, write_png
 from bbo.cli import app
 from bbo.config.align_plan import load_align_plan
-from bbo.errors import ConfigError
+from bbo.errors import ConfigError, ConfigMismatchError
 from experiments.tiny_pipelines import save_tiny
 from oracles.images.function import FunctionReward
 from oracles.images.jpeg import JpegSize
 from oracles.images.reward import WeightedSum
 from smc.priors.gaussian import GaussianPrior
-from smc.priors.pipelines import StableDiffusionPrior
+from smc.priors.pipelines import DDPMPrior, StableDiffusionPrior
 from smc.sampler import SamplerConfig
 
 PROMPTS = ["a cat", "red house in the rain"]
@@ -122,7 +123,7 @@ def rows(path):
 
 def test_everything_is_written_down(prior, tmp_path):
     alignment = settings(prior)
-    written = AlignFolder.create(tmp_path / "out", alignment)
+    written = AlignFolder.open(tmp_path / "out", alignment)
     islands = list(align(alignment))
     for island in islands:
         written.add(island)
@@ -144,22 +145,125 @@ def test_everything_is_written_down(prior, tmp_path):
     assert float(last["ess"]) == pytest.approx(float(islands[0].result.trace.ess[-1, 0]))
     assert [int(row["t"]) for row in steps[:5]] == [t for t, _ in prior.steps]
     told = json.loads((tmp_path / "out/align.json").read_text())
-    assert told["prior"]["prompts"] == PROMPTS
-    assert told["kl_coef"] == 0.1
+    assert told["settings"]["prior"]["prompts"] == PROMPTS
+    assert told["settings"]["prior"]["guidance_scale"] == 7.5
+    assert told["settings"]["kl_coef"] == 0.1
+    assert told["settings"]["sampler"]["n_islands"] == 1
+    assert {"diffusers", "transformers", "torch"} <= set(told["versions"])
 
 
 def test_nothing_is_overwritten(prior, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(FolderError, match="holds something already, and nothing is overwritten"):
-        AlignFolder.create(tmp_path, settings(prior))
+        AlignFolder.open(tmp_path, settings(prior))
     with pytest.raises(FolderError, match="holds something already"):
-        AlignFolder.create(tmp_path / "mine.txt", settings(prior))
+        AlignFolder.open(tmp_path / "mine.txt", settings(prior))
 
 
 def test_grey_images_and_images_of_the_dead(tmp_path):
     write_png(torch.tensor([[[0.0, 1.0], [0.5, torch.nan]]]), tmp_path / "grey.png")
     with Image.open(tmp_path / "grey.png") as png:
         assert (png.mode, np.asarray(png).tolist()) == ("L", [[0, 255], [128, 0]])
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+def contents(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("where", ["particles.csv", "steps.csv", "drawn"])
+def test_a_run_that_was_broken_off_goes_on(after, where, prior, tmp_path, monkeypatch):
+    """At any place of an island's writing; what comes out is what an unbroken run writes, to the bit."""
+    alignment = settings(prior)
+    whole = AlignFolder.open(tmp_path / "whole", alignment)
+    for island in align(alignment):
+        whole.add(island)
+    broken = AlignFolder.open(tmp_path / "broken", alignment)
+    islands = align(alignment)
+    for _ in range(after):
+        broken.add(next(islands))
+    written = []
+
+    def kill(path, *args, write, **kwargs):
+        if where in str(path):
+            raise Interrupted
+        written.append(path)
+        return write(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        append, png = align_folder._append, align_folder.write_png
+        patch.setattr(align_folder, "_append", lambda path, rows: kill(path, rows, write=append))
+        patch.setattr(
+            align_folder, "write_png", lambda image, path: kill(path, write=lambda p: png(image, p))
+        )
+        with pytest.raises(Interrupted):
+            broken.add(next(islands))
+    if where == "steps.csv":  # a line that was cut in the middle
+        with (tmp_path / "broken/particles.csv").open("a") as file:
+            file.write(f"{after},a cat,9")
+    again = AlignFolder.open(tmp_path / "broken", alignment)
+    assert again.done == set(range(after))
+    for island in align(alignment, again.done):
+        again.add(island)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+def test_other_settings_are_another_folder(prior, tmp_path):
+    AlignFolder.open(tmp_path, settings(prior))
+    AlignFolder.open(tmp_path, settings(prior, sampler=SamplerConfig(n_particles=3, max_batch=1)))
+    with pytest.raises(ConfigMismatchError, match=r"kl_coef is 0\.1 there and 0\.2 here"):
+        AlignFolder.open(tmp_path, settings(prior, kl_coef=0.2))
+
+
+def test_an_image_in_which_nobody_is_left_takes_no_other_along(prior, tmp_path):
+    """A reward that is not finite for one of the prompts."""
+    nowhere = FunctionReward(lambda images, prompts: brightness(images, prompts) / (len(prompts[0]) > 10))
+    alignment = settings(prior, reward=nowhere)
+    written = AlignFolder.open(tmp_path, alignment)
+    outcomes = list(align(alignment))
+    for outcome in outcomes:
+        written.add(outcome)
+    assert [isinstance(outcome, Lost) for outcome in outcomes] == [True, False, True, False]
+    assert "no particle of 3 was left alive" in outcomes[0].reason
+    assert [row["island"] for row in rows(tmp_path / "lost.csv")] == ["0", "2"]
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["0001.png", "0003.png"]
+    assert AlignFolder.open(tmp_path, alignment).done == {0, 1, 2, 3}
+
+
+def test_particles_that_do_not_fit_the_memory_go_in_smaller_groups(prior):
+    """A reward that a GPU has no room for more than two images of."""
+    sizes = []
+
+    def hungry(images, prompts):
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return brightness(images, prompts)
+
+    sampler = SamplerConfig(n_particles=5)
+    ours = list(align(settings(prior, reward=FunctionReward(hungry), sampler=sampler)))
+    theirs = list(align(settings(prior, sampler=sampler)))
+    assert sizes.count(5) == sizes.count(3) == 1, "what was found to fit is kept for the next islands"
+    for small, large in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(small.images, large.images, atol=1e-3, rtol=1e-3)
+
+
+def test_images_are_drawn_by_weight(tmp_path):
+    """Over many islands the best particle is drawn as often as its weight says, not always."""
+    prior = DDPMPrior.from_pretrained(save_tiny("ddpm", tmp_path), n_steps=2)
+    sampler = SamplerConfig(n_particles=4, guidance=None, ess_min=0.0)
+    islands = list(align(settings(prior, images_per_prompt=200, sampler=sampler, kl_coef=30.0)))
+    weights = torch.stack([island.result.log_w[0].exp() for island in islands])
+    drawn = torch.tensor([island.drawn for island in islands])
+    best = weights.amax(1)
+    is_best = weights.gather(1, drawn[:, None])[:, 0] == best
+    error = float((best * (1 - best)).sum().sqrt()) / len(islands)
+    assert 0.4 < float(best.mean()) < 0.9, "weights that are neither all alike nor all in one particle"
+    assert float(is_best.float().mean()) == pytest.approx(float(best.mean()), abs=4 * error)
 
 
 # ---------------------------------------------------------------- the command

@@ -10,6 +10,7 @@ and spacing are read once (`chain.py`). diffusers is imported when a pipeline is
 
 from smc.priors.pipelines.latent_consistency import LatentConsistencyPrior
 from smc.priors.pipelines.precision import Dtype, Precision
+from smc.priors.pipelines.prompting import Prompting
 from smc.priors.pipelines.stable_diffusion import StableDiffusionPrior, StableDiffusionXLPrior
 from smc.priors.pipelines.stable_diffusion_3 import StableDiffusion3Prior
 from smc.priors.pipelines.unconditional import DDPMPrior
@@ -19,6 +20,7 @@ __all__ = [
     "Dtype",
     "LatentConsistencyPrior",
     "Precision",
+    "Prompting",
     "StableDiffusion3Prior",
     "StableDiffusionPrior",
     "StableDiffusionXLPrior",

@@ -16,17 +16,26 @@ Euler steps of that SDE do not (Wang and Yu 2025, arXiv 2509.05952).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from smc.errors import PriorError
 from smc.prior import CLEAN, Denoised
-from smc.schedule import GaussianKernel, Steps, check_eta, renoising_std
+from smc.schedule import (
+    GaussianKernel,
+    Steps,
+    check_eta,
+    leading_steps,
+    linspace_steps,
+    renoising_std,
+    trailing_steps,
+)
 
 Prediction = Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
 """(network's output, x_t, signal, noise) → (x0, eps)."""
@@ -70,50 +79,88 @@ _PREDICTIONS: Mapping[str, Prediction] = {
 
 # ---------------------------------------------------------------- chains
 @dataclass(frozen=True)
-class Chain:
-    """The levels a prior walks through, and how: plain numbers, taken from a scheduler once."""
+class Levels:
+    """The levels a prior walks through: plain numbers, taken from a scheduler once."""
 
     steps: Steps
-    levels: Mapping[int, tuple[float, float]]
+    at: Mapping[int, tuple[float, float]]
     """t → (signal, noise), for every t of the steps and for CLEAN."""
     times: Mapping[int, float]
     """t → what the network is told of the level."""
     prediction: Prediction
+    clip: float | None
+    """Bound of clean estimates, for priors in pixels; None for none."""
+    source: str
+    """The scheduler's config and the number of steps, as JSON: what the numbers were computed from. The last digits of
+    the numbers themselves differ between processors."""
+
+    def estimates(
+        self, output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], t: int
+    ) -> tuple[Float[Tensor, "n *event"], Float[Tensor, "n *event"]]:
+        """Return x0 and eps that a network's output at t implies. A clipped x0 has the eps that goes with it."""
+        signal, noise = self.at[t]
+        x0, eps = self.prediction(output, x, signal, noise)
+        if self.clip is None:
+            return x0, eps
+        x0 = x0.clamp(-self.clip, self.clip)
+        return x0, (x - signal * x0) / noise
+
+
+@runtime_checkable
+class Chain(Protocol):
+    """Levels and how to walk through them."""
+
+    @property
+    def levels(self) -> Levels:
+        """Where the chain goes."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What of it the user chose, by name."""
+        ...
+
+    def denoised(self, output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], t: int) -> Denoised:
+        """Return the estimates that a network's output at t implies."""
+        ...
+
+    def kernel(self, denoised: Denoised, s: int) -> GaussianKernel:
+        """Return p(x_s | x_t). The last step has no noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class GaussianChain:
+    """DDIM, or a rectified flow's SDE: the kernel above."""
+
+    levels: Levels
     eta: float = 1.0
     """Noise of the kernel: 0 for the deterministic sampler, 1 for the ancestral one."""
-    clip: float | None = None
-    """Bound of clean estimates, for priors in pixels; None for none."""
 
     def __post_init__(self) -> None:
         check_eta(self.eta)
 
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Its eta."""
+        return {"eta": self.eta}
+
     def denoised(self, output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], t: int) -> Denoised:
-        """Return the estimates that a network's output at t implies. A clipped x0 has the eps that goes with it."""
-        signal, noise = self.levels[t]
-        x0, eps = self.prediction(output, x, signal, noise)
-        if self.clip is not None:
-            x0 = x0.clamp(-self.clip, self.clip)
-            eps = (x - signal * x0) / noise
-        return Denoised(x0, eps, signal, noise)
+        """Return the estimates that a network's output at t implies."""
+        return Denoised(*self.levels.estimates(output, x, t), *self.levels.at[t])
 
     def kernel(self, denoised: Denoised, s: int) -> GaussianKernel:
         """Return p(x_s | x_t). The last step has no noise, even where a scheduler ends a little short of clean data."""
-        signal, noise = self.levels[s]
+        signal, noise = self.levels.at[s]
         std = 0.0
         if s != CLEAN:
             std = renoising_std(denoised.signal, denoised.noise, signal, noise, self.eta)
-        return GaussianKernel(
-            signal * denoised.x0 + math.sqrt(max(noise**2 - std**2, 0.0)) * denoised.eps, std
-        )
-
-    def described(self) -> list[object]:
-        """Return everything that decides its steps, as JSON."""
-        levels = [[t, *self.levels[t], self.times.get(t)] for t in sorted(self.levels)]
-        return [type(self).__name__, self.steps, levels, self.prediction.__name__, self.eta, self.clip]
+        rest = math.sqrt(max(noise**2 - std**2, 0.0))
+        return GaussianKernel(signal * denoised.x0 + rest * denoised.eps, std)
 
 
 @dataclass(frozen=True)
-class ConsistencyChain(Chain):
+class ConsistencyChain:
     """Multistep consistency sampling as a Markov kernel: x_s = a_s·f(x_t) + b_s·z, and f(x_t) at the end.
 
     Song et al. 2023 (arXiv 2303.01469), algorithm 1; f = c_skip·x_t + c_out·x0 as in latent consistency models (Luo et
@@ -121,87 +168,98 @@ class ConsistencyChain(Chain):
     derivative is no posterior covariance: the sampler's twist takes it for certain.
     """
 
-    scalings: Mapping[int, tuple[float, float]] | None = None
+    levels: Levels
+    scalings: Mapping[int, tuple[float, float]]
     """t → (c_skip, c_out)."""
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """None: all its noise is new at every step."""
+        return {}
 
     def denoised(self, output: Float[Tensor, "n *event"], x: Float[Tensor, "n *event"], t: int) -> Denoised:
         """Return f(x_t), and the eps that goes with it."""
-        signal, noise = self.levels[t]
-        estimate = Chain.denoised(self, output, x, t)
-        c_skip, c_out = (self.scalings or {})[t]
-        x0 = c_out * estimate.x0 + c_skip * x
+        signal, noise = self.levels.at[t]
+        c_skip, c_out = self.scalings[t]
+        x0 = c_out * self.levels.estimates(output, x, t)[0] + c_skip * x
         return Denoised(x0, (x - signal * x0) / noise, signal, noise, is_mean=False)
 
     def kernel(self, denoised: Denoised, s: int) -> GaussianKernel:
         """Return p(x_s | x_t): all noise is new."""
-        signal, noise = self.levels[s]
+        signal, noise = self.levels.at[s]
         return GaussianKernel(signal * denoised.x0, noise)
 
 
 # ---------------------------------------------------------------- from schedulers
-def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> Chain:
+def ddim_chain(scheduler: Any, n_steps: int, eta: float) -> GaussianChain:
     """Return the DDIM chain over the noise table of any of Stable Diffusion's schedulers.
 
     Spacing, offset, the last ᾱ, prediction type and clipping are those of its config. Each step ends where the next
     begins; diffusers' DDIMScheduler steps by n_train // n_steps instead, which is the same only where that divides and
-    the spacing is not linspace. Raises PriorError for more steps than the table has and for dynamic thresholding, which
-    mixes the pixels of an image.
+    the spacing is not linspace. Raises PriorError for a scheduler without such a table or with another sampler's, for
+    more steps than the table has and for dynamic thresholding, which mixes the pixels of an image.
     """
     from diffusers import DDIMScheduler
 
-    ddim = DDIMScheduler.from_config(scheduler.config)
-    _check(ddim, n_steps)
-    ddim.set_timesteps(n_steps)
-    ts = ddim.timesteps.tolist()
-    levels, prediction = _levels(ddim, ts), _prediction(ddim)
-    if prediction is from_epsilon and levels[ts[0]][0] == 0:
+    name, config = _checked(scheduler)
+    if name == "LCMScheduler":
+        raise PriorError(
+            "the pipeline's scheduler is an LCMScheduler, so its network was distilled to consistency (by an LCM-LoRA, "
+            "say) and DDIM would sample it wrongly; LatentConsistencyPrior takes distilled models that are told "
+            "guidance's scale"
+        )
+    ddim = DDIMScheduler.from_config(config)
+    ts = [t for t, _ in _spaced(ddim.config, n_steps)]
+    at, prediction = _table(ddim, ts), _prediction(ddim)
+    if prediction is from_epsilon and at[ts[0]][0] == 0:
         raise PriorError(
             "the scheduler's noise table ends in pure noise (rescale_betas_zero_snr), where a prediction of eps says "
             "nothing of x0; such a table needs prediction_type v_prediction or sample"
         )
-    return Chain(
-        paired(ts),
-        {**levels, CLEAN: _level(float(ddim.final_alpha_cumprod))},
-        {t: float(t) for t in ts},
-        prediction,
-        eta,
-        # DDIM's own default is to clip, which is for pixels: a scheduler that does not know of clipping has none.
-        float(ddim.config.clip_sample_range) if scheduler.config.get("clip_sample", False) else None,
+    at[CLEAN] = _level(float(ddim.final_alpha_cumprod))
+    times = {t: float(t) for t in ts}
+    return GaussianChain(
+        Levels(paired(ts), at, times, prediction, _clip(config), _source(config, n_steps)), eta
     )
 
 
 def consistency_chain(scheduler: Any, n_steps: int) -> ConsistencyChain:
-    """Return the chain of an LCMScheduler. Raises PriorError for more steps than it was distilled for."""
+    """Return the chain of an LCMScheduler. Raises PriorError for another, and for more steps than were distilled."""
     from diffusers import LCMScheduler
 
-    lcm = LCMScheduler.from_config(scheduler.config)
+    name, config = _checked(scheduler)
+    if name != "LCMScheduler":
+        raise PriorError(
+            f"a latent consistency model is sampled by an LCMScheduler, and this pipeline has a {name}"
+        )
+    lcm = LCMScheduler.from_config(config)
     n_original = int(lcm.config.original_inference_steps)
     if not 1 <= n_steps <= n_original:
         raise PriorError(
             f"n_steps must be between 1 and the {n_original} steps that the model was distilled on, got {n_steps}"
         )
-    _check(lcm, n_steps)
     lcm.set_timesteps(n_steps)
     ts = lcm.timesteps.tolist()
-    scalings = {t: tuple(map(float, lcm.get_scalings_for_boundary_condition_discrete(t))) for t in ts}
-    clip = float(lcm.config.clip_sample_range) if scheduler.config.get("clip_sample", False) else None
-    return ConsistencyChain(
-        paired(ts),
-        {**_levels(lcm, ts), CLEAN: (1.0, 0.0)},
-        {t: float(t) for t in ts},
-        _prediction(lcm),
-        clip=clip,
-        scalings=scalings,  # type: ignore[arg-type]
-    )
+    scalings = {t: _pair(lcm.get_scalings_for_boundary_condition_discrete(t)) for t in ts}
+    at = {**_table(lcm, ts), CLEAN: (1.0, 0.0)}
+    times = {t: float(t) for t in ts}
+    levels = Levels(paired(ts), at, times, _prediction(lcm), _clip(config), _source(config, n_steps))
+    return ConsistencyChain(levels, scalings)
 
 
-def flow_chain(scheduler: Any, n_steps: int, eta: float, n_tokens: int) -> Chain:
+def flow_chain(scheduler: Any, n_steps: int, eta: float, n_tokens: int) -> GaussianChain:
     """Return the chain of a FlowMatchEulerDiscreteScheduler; t counts its levels down to 0.
 
-    n_tokens: patches of an image, for schedulers whose shift depends on the resolution.
+    n_tokens: patches of an image, for schedulers whose shift depends on the resolution. Raises PriorError for another
+    scheduler.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    name = type(scheduler).__name__
+    if name != "FlowMatchEulerDiscreteScheduler":
+        raise PriorError(
+            f"a rectified flow is sampled by a FlowMatchEulerDiscreteScheduler, and this pipeline has a {name}"
+        )
     if n_steps < 1:
         raise PriorError(f"n_steps must be at least 1, got {n_steps}")
     flow = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
@@ -211,7 +269,10 @@ def flow_chain(scheduler: Any, n_steps: int, eta: float, n_tokens: int) -> Chain
     ts = list(range(n_steps - 1, -1, -1))
     sigmas = dict(zip([*ts, CLEAN], flow.sigmas.double().tolist(), strict=True))
     times = dict(zip(ts, flow.timesteps.double().tolist(), strict=True))
-    return Chain(paired(ts), {t: (1 - s, s) for t, s in sigmas.items()}, times, from_flow, eta)
+    at = {t: (1 - sigma, sigma) for t, sigma in sigmas.items()}
+    return GaussianChain(
+        Levels(paired(ts), at, times, from_flow, None, _source(scheduler.config, n_steps)), eta
+    )
 
 
 def _shift(config: Any, n_tokens: int) -> float:
@@ -226,7 +287,51 @@ def paired(ts: list[int]) -> Steps:
     return tuple(zip(ts, [*ts[1:], CLEAN], strict=True))
 
 
-def _levels(scheduler: Any, ts: list[int]) -> dict[int, tuple[float, float]]:
+def _checked(scheduler: Any) -> tuple[str, Any]:
+    """Return a scheduler's class and config. Raises PriorError where it has no table of betas to read."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if "beta_schedule" not in config and "trained_betas" not in config:
+        raise PriorError(
+            f"the pipeline's scheduler, a {name}, has no table of betas, so DDIM's would be another model's; known are "
+            "those of Stable Diffusion: DDIM, DDPM, PNDM, Euler, DPM-Solver and the like"
+        )
+    if config.get("thresholding"):
+        raise PriorError(
+            "the scheduler's config asks for dynamic thresholding, which this program does not have: its bound "
+            "depends on a quantile of each image; set thresholding to false in scheduler_config.json"
+        )
+    return name, config
+
+
+def _spaced(config: Any, n_steps: int) -> Steps:
+    """Return the steps that a config's spacing gives. Raises PriorError for more than its table has."""
+    n_train = int(config.num_train_timesteps)
+    match config.timestep_spacing:
+        case "leading":
+            return leading_steps(n_train, n_steps, int(config.steps_offset))
+        case "trailing":
+            return trailing_steps(n_train, n_steps)
+        case "linspace":
+            return linspace_steps(n_train, n_steps)
+    raise PriorError(
+        f"unknown timestep_spacing {config.timestep_spacing!r}; known are leading, trailing, linspace"
+    )
+
+
+def _clip(config: Any) -> float | None:
+    """Return the bound of clean estimates; none for a scheduler that does not know of clipping.
+
+    DDIM's own default is to clip, which is for pixels and would spoil latents.
+    """
+    return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None
+
+
+def _source(config: Any, n_steps: int) -> str:
+    told = {name: value for name, value in config.items() if not name.startswith("_")}
+    return json.dumps([n_steps, told], sort_keys=True, default=str)
+
+
+def _table(scheduler: Any, ts: list[int]) -> dict[int, tuple[float, float]]:
     return {t: _level(float(scheduler.alphas_cumprod[t])) for t in ts}
 
 
@@ -234,15 +339,9 @@ def _level(alpha_bar: float) -> tuple[float, float]:
     return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
 
-def _check(scheduler: Any, n_steps: int) -> None:
-    n_train = int(scheduler.config.num_train_timesteps)
-    if not 1 <= n_steps <= n_train:
-        raise PriorError(f"n_steps must be between 1 and the prior's {n_train} noise levels, got {n_steps}")
-    if scheduler.config.thresholding:
-        raise PriorError(
-            "the scheduler's config asks for dynamic thresholding, which this program does not have: its bound "
-            "depends on a quantile of each image; set thresholding to false in scheduler_config.json"
-        )
+def _pair(numbers: Any) -> tuple[float, float]:
+    first, second = map(float, numbers)
+    return first, second
 
 
 def _prediction(scheduler: Any) -> Prediction:

@@ -1,4 +1,4 @@
-"""What a network is conditioned on: prompts, one an island in turn, and classifier-free guidance.
+"""What a network is conditioned on: embeddings of prompts, one an island in turn, and classifier-free guidance.
 
     output = unconditional + scale · (conditional - unconditional)                        both in one batch
 
@@ -7,11 +7,8 @@ Classifier-free guidance: Ho and Salimans 2022 (arXiv 2207.12598), eq. 6 with sc
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +30,17 @@ class Conditions:
     negative: Embeddings | None = None
     """Of what images should not be, prompt by prompt; None without guidance."""
     scale: float = 1.0
+    is_assigned: bool = False
+    """Whether each row has its own embeddings; otherwise they are those of the prompts, whoever gets them."""
+
+    def checked(self) -> Conditions:
+        """Return the conditions. Raises PriorError where embeddings are not finite."""
+        if not all(torch.isfinite(tensor).all() for tensor in self.tensors().values()):
+            raise PriorError(
+                "the embeddings of the prompts are not finite: a text encoder overflows float16; use bfloat16 or "
+                "float32 weights"
+            )
+        return self
 
     @property
     def n(self) -> int:
@@ -43,19 +51,19 @@ class Conditions:
         """Return the conditions of n rows that have the prompts of these numbers, counted round."""
         place = index % self.n
         negative = None if self.negative is None else _rows(self.negative, place)
-        return replace(self, positive=_rows(self.positive, place), negative=negative)
+        return replace(self, positive=_rows(self.positive, place), negative=negative, is_assigned=True)
 
     def output(self, network: Network, x: Float[Tensor, "n *event"], t: float) -> Float[Tensor, "n *event"]:
         """Return what the network says of every row under its own prompt, or all under the only one.
 
         Raises PriorError where there are several prompts and it is not known which row has which.
         """
-        if self.n not in (1, len(x)):
+        if self.n > 1 and not self.is_assigned:
             raise PriorError(
                 f"the prior has {self.n} prompts, one an island, and got {len(x)} rows: ask prior.of_islands(island) "
                 "for the prior of these rows"
             )
-        own = self if self.n == len(x) else self.of(torch.zeros(len(x), dtype=torch.long))
+        own = self if self.is_assigned else self.of(torch.zeros(len(x), dtype=torch.long))
         if own.negative is None:
             return network(x, t, own.positive)
         both = {name: torch.cat([own.negative[name], tensor]) for name, tensor in own.positive.items()}
@@ -79,47 +87,3 @@ def _rows(embeddings: Embeddings, index: Int[Tensor, " n"]) -> Embeddings:
 
 def _on(embeddings: Embeddings, device: torch.device | str) -> Embeddings:
     return {name: tensor.to(device) for name, tensor in embeddings.items()}
-
-
-# ---------------------------------------------------------------- prompts
-def read_prompts(prompts: Sequence[str], prompts_file: Path | str | None) -> tuple[str, ...]:
-    """Return the prompts of a list, or of a text file with one a line; empty lines are left out.
-
-    Raises PriorError unless exactly one of them is given and holds a prompt.
-    """
-    if isinstance(prompts, str):
-        raise PriorError(f"prompts must be a list of texts, got the text {prompts!r}; write [{prompts!r}]")
-    if bool(prompts) == (prompts_file is not None):
-        raise PriorError("expected either prompts or prompts_file, and one of them")
-    if prompts_file is None:
-        return tuple(prompts)
-    try:
-        lines = Path(prompts_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PriorError(f"cannot read prompts from {prompts_file}: {error}") from error
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
-        raise PriorError(f"{prompts_file} holds no prompt; expected one a line")
-    return found
-
-
-def warn_of_cuts(prompts: Sequence[str], tokenizers: Sequence[Any]) -> None:
-    """Warn, with the words that are lost, of prompts that are longer than a tokenizer allows."""
-    for tokenizer in tokenizers:
-        limit = int(tokenizer.model_max_length)
-        for prompt in prompts:
-            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-            if len(ids) > limit:
-                kept_end = int(
-                    ids[-1] in tokenizer.all_special_ids
-                )  # the end mark stays, words give way to it
-                lost = tokenizer.decode(ids[limit - kept_end : len(ids) - kept_end]).strip()
-                warnings.warn(
-                    f"the prompt {_shortened(prompt)!r} has {len(ids)} tokens and {type(tokenizer).__name__} takes "
-                    f"{limit}: {_shortened(lost)!r} is cut off",
-                    stacklevel=3,
-                )
-
-
-def _shortened(text: str, longest: int = 80) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from smc.errors import PriorError
 from smc.priors.pipelines.chain import consistency_chain
-from smc.priors.pipelines.conditions import Conditions, Embeddings, read_prompts, warn_of_cuts
+from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latent_prior import LatentPrior, image_size
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
 from smc.priors.pipelines.precision import Precision
+from smc.priors.pipelines.prompting import Prompting, reader_digest
 from smc.priors.pipelines.stable_diffusion import unet_output
 
 
@@ -49,7 +50,7 @@ class LatentConsistencyPrior(LatentPrior):
 
         Raises PriorError for what cannot be loaded or does not fit. Warns of prompts that are cut.
         """
-        said = read_prompts(prompts, prompts_file)
+        prompting = Prompting.of(prompts, prompts_file, guidance_scale)
         pipeline = load_pipeline(
             cls.__name__,
             path_or_id,
@@ -59,22 +60,15 @@ class LatentConsistencyPrior(LatentPrior):
             dtype=precision.weights,
         )
         return cls.from_pipeline(
-            pipeline,
-            prompts=said,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            n_steps=n_steps,
-            precision=precision,
+            pipeline, prompting, height=height, width=width, n_steps=n_steps, precision=precision
         )
 
     @classmethod
     def from_pipeline(
         cls,
         pipeline: Any,
+        prompting: Prompting,
         *,
-        prompts: Sequence[str],
-        guidance_scale: float = 8.5,
         height: int | None = None,
         width: int | None = None,
         n_steps: int = 8,
@@ -87,19 +81,23 @@ class LatentConsistencyPrior(LatentPrior):
                 "this UNet takes no embedding of the guidance scale (time_cond_proj_dim), so it is not a distilled "
                 "latent consistency model"
             )
-        warn_of_cuts(prompts, [pipeline.tokenizer])
+        prompting.warn_of_cuts([(pipeline.tokenizer, None)])
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)
         size = image_size(height, width, unet.config.sample_size, decoder.factor)
-        with torch.no_grad():
-            positive, _ = pipeline.encode_prompt(list(prompts), unet.device, 1, False)
-            scale = torch.full((len(prompts),), guidance_scale - 1)
-            told = pipeline.get_guidance_scale_embedding(scale, embedding_dim=unet.config.time_cond_proj_dim)
-        dtype = precision.weights.torch
-        conditions = Conditions(
-            {"encoder_hidden_states": positive.to(dtype), "timestep_cond": told.to(positive.device, dtype)}
-        )
         chain = consistency_chain(pipeline.scheduler, n_steps)
-        return cls(precision.prepared(unet), decoder, chain, conditions, tuple(prompts), size, precision)
+        with torch.no_grad():
+            positive, _ = pipeline.encode_prompt(list(prompting.prompts), unet.device, 1, False)
+            scales = torch.full((len(prompting.prompts),), prompting.guidance_scale - 1)
+            told = pipeline.get_guidance_scale_embedding(scales, embedding_dim=unet.config.time_cond_proj_dim)
+        conditions = Conditions(
+            {
+                "encoder_hidden_states": positive.to(unet.dtype),
+                "timestep_cond": told.to(positive.device, unet.dtype),
+            }
+        ).checked()
+        reader = reader_digest([pipeline.text_encoder], [pipeline.tokenizer])
+        network = precision.prepared(unet)
+        return cls(network, decoder, chain, conditions, prompting, size, precision, reader)
 
     def _answer(self, x: Tensor, t: float, embeddings: Embeddings) -> Tensor:
         return unet_output(self.network, x, t, embeddings)

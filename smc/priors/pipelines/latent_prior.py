@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,7 @@ from smc.priors.pipelines.chain import Chain
 from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.precision import Precision
+from smc.priors.pipelines.prompting import Prompting, tensor_bytes
 from smc.schedule import GaussianKernel, Steps
 
 
@@ -34,10 +36,12 @@ class LatentPrior(ABC):
     decoder: ImageDecoder
     chain: Chain
     conditions: Conditions
-    prompts: tuple[str, ...]
+    prompting: Prompting
     size: tuple[int, int]
     """Height and width of an image in pixels."""
     precision: Precision
+    reader: str
+    """Digest of the text encoders and tokenizers that read the prompts."""
 
     @abstractmethod
     def _answer(self, x: Tensor, t: float, embeddings: Embeddings) -> Tensor:
@@ -55,7 +59,17 @@ class LatentPrior(ABC):
 
     @property
     def steps(self) -> Steps:
-        return self.chain.steps
+        return self.chain.levels.steps
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """One an island, in turn."""
+        return self.prompting.prompts
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What the user chose, by name."""
+        return {**self.prompting.told, **self.chain.settings, **self.precision.told}
 
     def of_islands(self, island: Int[Tensor, " n"]) -> LatentPrior:
         """Return the prior of n rows that belong to these islands."""
@@ -71,7 +85,7 @@ class LatentPrior(ABC):
 
         Raises PriorError where float16 overflows, naming the layer.
         """
-        output = self.conditions.output(self._run, x, self.chain.times[t])
+        output = self.conditions.output(self._run, x, self.chain.levels.times[t])
         return self.chain.denoised(output, x, t)
 
     def kernel(self, x: Float[Tensor, "n c h w"], denoised: Denoised, t: int, s: int) -> GaussianKernel:  # noqa: ARG002
@@ -83,7 +97,10 @@ class LatentPrior(ABC):
         return self.decoder(x0)
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change with the weights, the prompts' embeddings, the chain and the size."""
+        """Return 16 hex digits that change with the weights, the prompts, the chain, the size and the precision.
+
+        They are made of what was read, not of what was computed from it: its last digits differ between processors.
+        """
         return self._fingerprint
 
     def to(self, device: torch.device | str) -> LatentPrior:
@@ -103,19 +120,28 @@ class LatentPrior(ABC):
 
     @cached_property
     def _fingerprint(self) -> str:
-        settings = [type(self).__name__, self.chain.described(), self.size, self.conditions.scale]
-        parts = {"network": self.network.state_dict(), "vae": self.decoder.vae.state_dict()}
-        parts["conditions"] = self.conditions.tensors()
-        return digest(settings, parts)
+        settings = [
+            type(self).__name__,
+            self.reader,
+            self.chain.levels.source,
+            self.size,
+            dict(self.settings),
+        ]
+        return digest(settings, {"network": self.network, "vae": self.decoder.vae})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was sent from another process; what is compiled does not travel."""
+        self.__dict__.update(state)
+        self.precision.compile_again(self.network)
 
 
-def digest(settings: object, parts: Mapping[str, Mapping[str, Tensor]]) -> str:
+def digest(settings: object, parts: Mapping[str, nn.Module]) -> str:
     """Return 16 hex digits of some settings and of every tensor, by name, dtype, shape and bits."""
-    sha = hashlib.sha256(json.dumps(settings).encode())
-    for part, tensors in sorted(parts.items()):
-        for name, tensor in sorted(tensors.items()):
+    sha = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for part, module in sorted(parts.items()):
+        for name, tensor in sorted(module.state_dict().items()):
             sha.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+            sha.update(tensor_bytes(tensor))
     return sha.hexdigest()[:16]
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NewType
+
+from safetensors import SafetensorError
 
 from smc.errors import PriorError
 from smc.priors.pipelines.precision import Dtype
@@ -60,29 +63,56 @@ def load_pipeline(
     with _quietly():
         kind = getattr(diffusers, index["_class_name"])
     _check_index(folder, index, kind, omitted)
-    _check_components(folder, index, variant, omitted)
-    empty = [name for name, component in index.items() if component == [None, None]]
-    left_out: dict[str, Any] = dict.fromkeys([*omitted, *empty])
-    if "safety_checker" in index:  # it replaces images by black ones, which no reward should see
-        left_out |= {"safety_checker": None, "requires_safety_checker": False}
+    if (fault := _fault(folder, index, variant, omitted)) is not None:
+        raise PriorError(fault)
+    # Safety checkers replace images by black ones, which no reward should see; nothing else needs the other two.
+    unused = {"safety_checker", "feature_extractor", "image_encoder"}.intersection(index)
+    absent = [name for name, component in index.items() if component == [None, None]]
+    left_out: dict[str, Any] = dict.fromkeys([*omitted, *unused, *absent])
+    if "safety_checker" in index:
+        left_out["requires_safety_checker"] = False
     try:
         with _quietly():
-            return kind.from_pretrained(
-                str(folder),
-                dtype=dtype.torch,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                low_cpu_mem_usage=False,  # the other way needs one more package
-                **left_out,
-            )
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise PriorError(f"diffusers cannot load the pipeline in {folder}: {error}") from error
+            networks = _networks(folder, index, variant, dtype, left_out)
+            return kind.from_pretrained(str(folder), local_files_only=True, **networks, **left_out)
     except ImportError as error:
         raise PriorError(
             f"the pipeline in {folder} needs a package that is not installed ({error}); "
             "pip install 'bbo-diffusion[images]'"
         ) from error
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:
+        raise PriorError(f"diffusers cannot load the pipeline in {folder}: {error}") from error
+
+
+def _networks(
+    folder: Path, index: dict[str, Any], variant: str | None, dtype: Dtype, left_out: Container[str]
+) -> dict[str, Any]:
+    """Return the networks of a pipeline, each whole: diffusers fills gaps in a file with random numbers, and says so in
+    a log that nobody reads. Raises PriorError where there are gaps."""
+    import diffusers
+
+    loaded: dict[str, Any] = {}
+    for name, component in index.items():
+        if (
+            name.startswith("_")
+            or name in left_out
+            or not _is_network(name)
+            or not isinstance(component, list)
+        ):
+            continue
+        library = diffusers if component[0] == "diffusers" else import_module("transformers")
+        settings: dict[str, Any] = {"dtype": dtype.torch, "variant": variant, "use_safetensors": True}
+        if library is diffusers:
+            settings["low_cpu_mem_usage"] = False  # the other way needs one more package
+        loaded[name], told = getattr(library, component[1]).from_pretrained(
+            str(folder / name), local_files_only=True, output_loading_info=True, **settings
+        )
+        if missing := sorted(told["missing_keys"]):
+            raise PriorError(
+                f"the weights in {folder / name} lack {len(missing)} tensors of a {component[1]}, such as "
+                f"{missing[0]}; they would be random numbers"
+            )
+    return loaded
 
 
 @contextmanager
@@ -113,8 +143,8 @@ def _located(
     path_or_id: str | PathOrId | Path, revision: str | None, variant: str | None, local_files_only: bool
 ) -> Path:
     """Return the folder of a pipeline, downloaded if it has to be and may be."""
-    if Path(path_or_id).is_dir():
-        return Path(path_or_id)
+    if (folder := Path(path_or_id).expanduser()).is_dir():
+        return folder
     if isinstance(path_or_id, Path) or not _ID.fullmatch(path_or_id):
         raise PriorError(
             f"no pipeline at {path_or_id}: expected a folder that was written by save_pretrained, or a hub's owner/name"
@@ -133,9 +163,14 @@ def _from_hub(model: str, revision: str, variant: str | None, local_files_only: 
 
     wanted: dict[str, Any] = {"revision": revision, "variant": variant, "use_safetensors": True}
     try:
-        return Path(DiffusionPipeline.download(model, local_files_only=True, **wanted))
-    except (OSError, ValueError) as error:
-        why = error
+        folder = Path(DiffusionPipeline.download(model, local_files_only=True, **wanted))
+        why = _fault(
+            folder, _index(folder), variant, ()
+        )  # a download that was broken off leaves a part of it
+        if why is None:
+            return folder
+    except (OSError, ValueError, PriorError) as error:
+        why = _brief(error)
     if not local_files_only and not constants.is_offline_mode():
         try:
             HfApi().model_info(
@@ -143,16 +178,12 @@ def _from_hub(model: str, revision: str, variant: str | None, local_files_only: 
             )  # once; downloads would try again and again
             return Path(DiffusionPipeline.download(model, **wanted))
         except Exception as error:
-            why = error  # type: ignore[assignment]
-    chosen = f" --include '*.{variant}.safetensors' '*.json' '*.txt'" if variant else ""
+            why = f"cannot be fetched: {_brief(error)}"
     raise PriorError(
-        f"{model} at {revision[:8]} is not in the local cache"
-        + (
-            ", and only local files are allowed"
-            if local_files_only
-            else f" and cannot be fetched: {_brief(why)}"
-        )
-        + f"; where there is a network, run\n  hf download {model} --revision {revision}{chosen}\n"
+        f"{model} at {revision[:8]} is not whole in the local cache"
+        + (", and only local files are allowed" if local_files_only else f" and {why}")
+        + f"; where there is a network, run\n  hf download {model} --revision {revision} "
+        "--include '*.json' '*.txt' '*.model' '*.safetensors'\n"
         "and take the cache (HF_HOME) along, or name the folder that command prints"
     )
 
@@ -200,23 +231,24 @@ def _check_index(folder: Path, index: dict[str, Any], kind: Any, omitted: tuple[
         )
 
 
-def _check_components(
-    folder: Path, index: dict[str, Any], variant: str | None, omitted: tuple[str, ...]
-) -> None:
-    """Raise PriorError for a component that the index names and the folder lacks, or has as pickled weights only."""
+def _is_network(name: str) -> bool:
+    return "scheduler" not in name and "tokenizer" not in name
+
+
+def _fault(folder: Path, index: dict[str, Any], variant: str | None, omitted: tuple[str, ...]) -> str | None:
+    """Return what is wrong with the files of a pipeline; None where each component has its own, as safetensors."""
     not_needed = {"safety_checker", "feature_extractor", "image_encoder", *omitted}
     for name, kind in index.items():
         if name.startswith("_") or name in not_needed or not isinstance(kind, list) or kind[0] is None:
             continue
         if not (folder / name).is_dir():
-            raise PriorError(
-                f"{folder} lacks the component {name} ({kind[1]}), which its model_index.json names; download it whole"
-            )
+            return f"{folder} lacks the component {name} ({kind[1]}), which model_index.json names; download it whole"
         files = {path.name for path in (folder / name).iterdir()}
-        is_network = "scheduler" not in name and "tokenizer" not in name
-        if is_network and not any(file.endswith(".safetensors") for file in files):
+        if not _is_network(name):
+            continue
+        if not any(file.endswith(".safetensors") for file in files):
             pickled = sorted(file for file in files if file.endswith((".bin", ".pt", ".ckpt")))
-            raise PriorError(
+            return (
                 f"{folder / name} has no weights as safetensors"
                 + (
                     f", only {', '.join(pickled)}, and pickled weights may run code when they are read"
@@ -225,5 +257,6 @@ def _check_components(
                 )
                 + "; take a revision with safetensors, or convert them"
             )
-        if is_network and variant and not any(f".{variant}." in file for file in files):
-            raise PriorError(f"{folder / name} has no variant {variant!r}; it has {', '.join(sorted(files))}")
+        if variant and not any(f".{variant}." in file for file in files):
+            return f"{folder / name} has no variant {variant!r}; it has {', '.join(sorted(files))}"
+    return None

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smc.errors import PriorError
 from smc.priors.pipelines.chain import ddim_chain
-from smc.priors.pipelines.conditions import Conditions, Embeddings, read_prompts, warn_of_cuts
+from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latent_prior import LatentPrior, image_size
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
 from smc.priors.pipelines.precision import Dtype, Precision
+from smc.priors.pipelines.prompting import Prompting, reader_digest
 
 
 class StableDiffusionPrior(LatentPrior):
@@ -49,7 +51,7 @@ class StableDiffusionPrior(LatentPrior):
 
         Raises PriorError for what cannot be loaded or does not fit. Warns of prompts that are cut.
         """
-        said = read_prompts(prompts, prompts_file)
+        prompting = Prompting.of(prompts, prompts_file, guidance_scale, negative_prompt)
         pipeline = load_pipeline(
             cls.__name__,
             path_or_id,
@@ -59,25 +61,15 @@ class StableDiffusionPrior(LatentPrior):
             dtype=precision.weights,
         )
         return cls.from_pipeline(
-            pipeline,
-            prompts=said,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            n_steps=n_steps,
-            eta=eta,
-            precision=precision,
+            pipeline, prompting, height=height, width=width, n_steps=n_steps, eta=eta, precision=precision
         )
 
     @classmethod
     def from_pipeline(
         cls,
         pipeline: Any,
+        prompting: Prompting,
         *,
-        prompts: Sequence[str],
-        negative_prompt: str | None = None,
-        guidance_scale: float = 7.5,
         height: int | None = None,
         width: int | None = None,
         n_steps: int = 50,
@@ -85,27 +77,31 @@ class StableDiffusionPrior(LatentPrior):
         precision: Precision = Precision(),
     ) -> StableDiffusionPrior:
         """Return the prior of a loaded StableDiffusionPipeline, whose networks it freezes and keeps."""
-        warn_of_cuts(prompts, [pipeline.tokenizer])
+        prompting.warn_of_cuts([(pipeline.tokenizer, None)])
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)
         size = image_size(height, width, pipeline.unet.config.sample_size, decoder.factor)
-        is_guided = guidance_scale > 1
+        chain = ddim_chain(pipeline.scheduler, n_steps, eta)
         with torch.no_grad():
             positive, negative = pipeline.encode_prompt(
-                list(prompts),
+                list(prompting.prompts),
                 pipeline.unet.device,
                 1,
-                is_guided,
-                negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
+                prompting.is_guided,
+                negative_prompt=prompting.negatives,
             )
-        dtype = precision.weights.torch
+        dtype = pipeline.unet.dtype
         conditions = Conditions(
             {"encoder_hidden_states": positive.to(dtype)},
-            {"encoder_hidden_states": negative.to(dtype)} if is_guided else None,
-            guidance_scale,
-        )
-        chain = ddim_chain(pipeline.scheduler, n_steps, eta)
+            {"encoder_hidden_states": negative.to(dtype)} if prompting.is_guided else None,
+            prompting.guidance_scale,
+        ).checked()
+        reader = reader_digest([pipeline.text_encoder], [pipeline.tokenizer])
         network = precision.prepared(pipeline.unet)
-        return cls(network, decoder, chain, conditions, tuple(prompts), size, precision)
+        return cls(network, decoder, chain, conditions, prompting, size, precision, reader)
+
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal."""
+        return self.chain.levels.at[t][0] ** 2
 
     def _answer(self, x: Tensor, t: float, embeddings: Embeddings) -> Tensor:
         return unet_output(self.network, x, t, embeddings)
@@ -142,7 +138,7 @@ class StableDiffusionXLPrior(LatentPrior):
 
         Raises PriorError for what cannot be loaded or does not fit. Warns of prompts that are cut.
         """
-        said = read_prompts(prompts, prompts_file)
+        prompting = Prompting.of(prompts, prompts_file, guidance_scale, negative_prompt)
         pipeline = load_pipeline(
             cls.__name__,
             path_or_id,
@@ -153,9 +149,7 @@ class StableDiffusionXLPrior(LatentPrior):
         )
         return cls.from_pipeline(
             pipeline,
-            prompts=said,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
+            prompting,
             height=height,
             width=width,
             original_size=original_size,
@@ -170,10 +164,8 @@ class StableDiffusionXLPrior(LatentPrior):
     def from_pipeline(
         cls,
         pipeline: Any,
+        prompting: Prompting,
         *,
-        prompts: Sequence[str],
-        negative_prompt: str | None = None,
-        guidance_scale: float = 5.0,
         height: int | None = None,
         width: int | None = None,
         original_size: tuple[int, int] | None = None,
@@ -184,30 +176,43 @@ class StableDiffusionXLPrior(LatentPrior):
         precision: Precision = Precision(),
     ) -> StableDiffusionXLPrior:
         """Return the prior of a loaded StableDiffusionXLPipeline, whose networks it freezes and keeps."""
-        warn_of_cuts(prompts, [pipeline.tokenizer, pipeline.tokenizer_2])
+        encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+        tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
+        if None in encoders or None in tokenizers:
+            raise PriorError(
+                "expected Stable Diffusion XL's two text encoders and tokenizers; a refiner has one"
+            )
+        prompting.warn_of_cuts([(tokenizer, None) for tokenizer in tokenizers])
         if precision.weights is Dtype.FLOAT16 and pipeline.vae.config.get("force_upcast"):
             pipeline.vae.float()  # XL's own overflows in float16, and the flag of its config says so
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)
         size = image_size(height, width, pipeline.unet.config.sample_size, decoder.factor)
-        is_guided = guidance_scale > 1
+        chain = ddim_chain(pipeline.scheduler, n_steps, eta)
         with torch.no_grad():
             positive, negative, pooled, negative_pooled = pipeline.encode_prompt(
-                list(prompts),
+                list(prompting.prompts),
                 device=pipeline.unet.device,
-                do_classifier_free_guidance=is_guided,
-                negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
+                do_classifier_free_guidance=prompting.is_guided,
+                negative_prompt=prompting.negatives,
             )
-        sizes = (*(original_size or size), *crop_top_left, *(target_size or size))
-        dtype = precision.weights.torch
-        time_ids = torch.tensor([sizes] * len(prompts), dtype=dtype, device=positive.device)
+        told = (*(original_size or size), *crop_top_left, *(target_size or size))
+        dtype = pipeline.unet.dtype
+        time_ids = torch.tensor([told] * len(prompting.prompts), dtype=dtype, device=positive.device)
         conditions = Conditions(
             _xl_embeddings(positive.to(dtype), pooled.to(dtype), time_ids),
-            _xl_embeddings(negative.to(dtype), negative_pooled.to(dtype), time_ids) if is_guided else None,
-            guidance_scale,
-        )
-        chain = ddim_chain(pipeline.scheduler, n_steps, eta)
+            _xl_embeddings(negative.to(dtype), negative_pooled.to(dtype), time_ids)
+            if prompting.is_guided
+            else None,
+            prompting.guidance_scale,
+        ).checked()
+        is_zero = pipeline.config.force_zeros_for_empty_prompt
+        reader = f"{reader_digest(encoders, tokenizers)} {told} {is_zero}"
         network = precision.prepared(pipeline.unet)
-        return cls(network, decoder, chain, conditions, tuple(prompts), size, precision)
+        return cls(network, decoder, chain, conditions, prompting, size, precision, reader)
+
+    def alpha_bar(self, t: int) -> float:
+        """Return ᾱ_t, the share of the variance of x_t that is signal."""
+        return self.chain.levels.at[t][0] ** 2
 
     def _answer(self, x: Tensor, t: float, embeddings: Embeddings) -> Tensor:
         return unet_output(self.network, x, t, embeddings)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from smc.priors.pipelines.chain import flow_chain
-from smc.priors.pipelines.conditions import Conditions, Embeddings, read_prompts, warn_of_cuts
+from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latent_prior import LatentPrior, image_size
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
 from smc.priors.pipelines.precision import Precision
+from smc.priors.pipelines.prompting import T5_TOKENS, Prompting, reader_digest
 
 
 class StableDiffusion3Prior(LatentPrior):
@@ -49,7 +50,7 @@ class StableDiffusion3Prior(LatentPrior):
 
         Raises PriorError for what cannot be loaded or does not fit. Warns of prompts that are cut.
         """
-        said = read_prompts(prompts, prompts_file)
+        prompting = Prompting.of(prompts, prompts_file, guidance_scale, negative_prompt)
         pipeline = load_pipeline(
             cls.__name__,
             path_or_id,
@@ -60,25 +61,15 @@ class StableDiffusion3Prior(LatentPrior):
             omitted=() if uses_t5 else ("text_encoder_3", "tokenizer_3"),
         )
         return cls.from_pipeline(
-            pipeline,
-            prompts=said,
-            negative_prompt=negative_prompt,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            n_steps=n_steps,
-            eta=eta,
-            precision=precision,
+            pipeline, prompting, height=height, width=width, n_steps=n_steps, eta=eta, precision=precision
         )
 
     @classmethod
     def from_pipeline(
         cls,
         pipeline: Any,
+        prompting: Prompting,
         *,
-        prompts: Sequence[str],
-        negative_prompt: str | None = None,
-        guidance_scale: float = 7.0,
         height: int | None = None,
         width: int | None = None,
         n_steps: int = 28,
@@ -86,34 +77,38 @@ class StableDiffusion3Prior(LatentPrior):
         precision: Precision = Precision(),
     ) -> StableDiffusion3Prior:
         """Return the prior of a loaded StableDiffusion3Pipeline, whose networks it freezes and keeps."""
-        warn_of_cuts(prompts, [pipeline.tokenizer, pipeline.tokenizer_2])
+        encoders = [pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3]
+        limits = [(pipeline.tokenizer, None), (pipeline.tokenizer_2, None), (pipeline.tokenizer_3, T5_TOKENS)]
+        readers = [(tokenizer, limit) for tokenizer, limit in limits if tokenizer is not None]
+        prompting.warn_of_cuts(readers)
         transformer = pipeline.transformer
         decoder = ImageDecoder(precision.prepared_vae(pipeline.vae), precision)
         patch = int(transformer.config.patch_size)
         size = image_size(height, width, transformer.config.sample_size, decoder.factor, patch)
-        is_guided = guidance_scale > 1
+        n_tokens = (size[0] // (decoder.factor * patch)) * (size[1] // (decoder.factor * patch))
+        chain = flow_chain(pipeline.scheduler, n_steps, eta, n_tokens)
         with torch.no_grad():
             positive, negative, pooled, negative_pooled = pipeline.encode_prompt(
-                list(prompts),
+                list(prompting.prompts),
                 None,
                 None,
                 device=transformer.device,
-                do_classifier_free_guidance=is_guided,
-                negative_prompt=None if negative_prompt is None else [negative_prompt] * len(prompts),
+                do_classifier_free_guidance=prompting.is_guided,
+                negative_prompt=prompting.negatives,
             )
-        dtype = precision.weights.torch
+        dtype = transformer.dtype
         conditions = Conditions(
             {"encoder_hidden_states": positive.to(dtype), "pooled_projections": pooled.to(dtype)},
             {"encoder_hidden_states": negative.to(dtype), "pooled_projections": negative_pooled.to(dtype)}
-            if is_guided
+            if prompting.is_guided
             else None,
-            guidance_scale,
+            prompting.guidance_scale,
+        ).checked()
+        reader = reader_digest(
+            [e for e in encoders if e is not None], [tokenizer for tokenizer, _ in readers]
         )
-        n_tokens = (size[0] // (decoder.factor * patch)) * (size[1] // (decoder.factor * patch))
-        chain = flow_chain(pipeline.scheduler, n_steps, eta, n_tokens)
-        return cls(
-            precision.prepared(transformer), decoder, chain, conditions, tuple(prompts), size, precision
-        )
+        network = precision.prepared(transformer)
+        return cls(network, decoder, chain, conditions, prompting, size, precision, reader)
 
     def _answer(self, x: Tensor, t: float, embeddings: Embeddings) -> Tensor:
         output: Tensor = self.network(

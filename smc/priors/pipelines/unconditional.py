@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Generator, Tensor, nn
 from smc.errors import PriorError
 from smc.noise import normal
 from smc.prior import Denoised
-from smc.priors.pipelines.chain import Chain, ddim_chain
+from smc.priors.pipelines.chain import GaussianChain, ddim_chain
 from smc.priors.pipelines.latent_prior import digest
 from smc.priors.pipelines.latents import to_unit_range
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
@@ -27,7 +28,7 @@ class DDPMPrior:
     """A UNet2DModel as a prior of images (channels, height, width) in 0 … 1. Latents are pixels in -1 … 1."""
 
     unet: nn.Module
-    chain: Chain
+    chain: GaussianChain
     precision: Precision
 
     @classmethod
@@ -66,9 +67,15 @@ class DDPMPrior:
         precision: Precision = Precision(checkpointing=False),
     ) -> DDPMPrior:
         """Return the prior of a loaded pipeline, whose network it freezes and keeps."""
-        if pipeline.unet.config.class_embed_type or pipeline.unet.config.num_class_embeds:
+        config = pipeline.unet.config
+        if config.class_embed_type or config.num_class_embeds:
             raise PriorError(
                 "this UNet2DModel is conditioned on classes, which an unconditional prior has none of"
+            )
+        if config.in_channels != config.out_channels:
+            raise PriorError(
+                f"this UNet2DModel takes {config.in_channels} channels and gives {config.out_channels}: it predicts "
+                "variances as well, which this prior does not use; expected as many as it takes"
             )
         return cls(precision.prepared(pipeline.unet), ddim_chain(pipeline.scheduler, n_steps, eta), precision)
 
@@ -83,8 +90,13 @@ class DDPMPrior:
         return self.event_shape
 
     @property
+    def settings(self) -> Mapping[str, object]:
+        """What the user chose, by name."""
+        return {**self.chain.settings, **self.precision.told}
+
+    @property
     def steps(self) -> Steps:
-        return self.chain.steps
+        return self.chain.levels.steps
 
     def init(self, n: int, generator: Generator) -> Float[Tensor, "n c h w"]:
         """Draw n images of pure noise, in float32."""
@@ -93,7 +105,7 @@ class DDPMPrior:
 
     def denoise(self, x: Float[Tensor, "n c h w"], t: int) -> Denoised:
         """Return the estimates that the network's output implies, differentiable in x where x0 is not clipped."""
-        time = torch.full((), self.chain.times[t], device=x.device)
+        time = torch.full((), self.chain.levels.times[t], device=x.device)
         output = self.precision.run(
             "unet", self.unet, lambda rows: self.unet(rows, time, return_dict=False)[0], x
         )
@@ -105,7 +117,7 @@ class DDPMPrior:
 
     def alpha_bar(self, t: int) -> float:
         """Return ᾱ_t, the share of the variance of x_t that is signal."""
-        return self.chain.levels[t][0] ** 2
+        return self.chain.levels.at[t][0] ** 2
 
     def decode(self, x0: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Return images in 0 … 1, differentiable in x0 where they are not clipped."""
@@ -126,4 +138,10 @@ class DDPMPrior:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return digest([type(self).__name__, self.chain.described()], {"unet": self.unet.state_dict()})
+        settings = [type(self).__name__, self.chain.levels.source, dict(self.settings)]
+        return digest(settings, {"unet": self.unet})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was sent from another process; what is compiled does not travel."""
+        self.__dict__.update(state)
+        self.precision.compile_again(self.unet)

@@ -6,7 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+)
 
 from smc.errors import PriorError
 from smc.prior import CLEAN, Denoised
@@ -41,12 +47,12 @@ def walked(eta, n_steps, n=20_000, shift=1.0):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, 1, generator=generator, dtype=torch.float64)
     middle = None
-    for t, s in chain.steps:
-        sigma = chain.levels[t][1]
+    for t, s in chain.levels.steps:
+        sigma = chain.levels.at[t][1]
         kernel = chain.kernel(chain.denoised(velocity(x, sigma), x, t), s)
         x, _ = kernel.propose(None, 1.0, generator)
-        if s != CLEAN and middle is None and chain.levels[s][1] < 0.5:
-            middle = x, chain.levels[s][1]
+        if s != CLEAN and middle is None and chain.levels.at[s][1] < 0.5:
+            middle = x, chain.levels.at[s][1]
     return middle, x
 
 
@@ -81,8 +87,8 @@ def test_noise_of_another_size_would_be_noticed():
     chain = flow_chain(FlowMatchEulerDiscreteScheduler(), 400, 1.0, n_tokens=0)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
-    for t, s in chain.steps:
-        kernel = chain.kernel(chain.denoised(velocity(x, chain.levels[t][1]), x, t), s)
+    for t, s in chain.levels.steps:
+        kernel = chain.kernel(chain.denoised(velocity(x, chain.levels.at[t][1]), x, t), s)
         x, _ = replace(kernel, std=1.25 * kernel.std).propose(None, 1.0, generator)
     assert kolmogorov(x, 0.0) > 0.03
 
@@ -129,10 +135,10 @@ def test_predictions_give_back_what_x_was_made_of(convert, level, output):
 def test_clipped_estimates_take_their_eps_along():
     chain = ddim_chain(DDIMScheduler(clip_sample=True, clip_sample_range=1.5), 10, 1.0)
     x = torch.full((1, 1), 4.0)
-    t = chain.steps[-2][0]
+    t = chain.levels.steps[-2][0]
     denoised = chain.denoised(torch.zeros(1, 1), x, t)
     assert denoised.x0.item() == 1.5
-    signal, noise = chain.levels[t]
+    signal, noise = chain.levels.at[t]
     assert (signal * denoised.x0 + noise * denoised.eps).item() == pytest.approx(4.0)
 
 
@@ -141,7 +147,7 @@ def test_a_consistency_model_claims_no_posterior_variance():
     """Its x0 is one point of the data; Tweedie's formula is about the mean of them."""
     chain = consistency_chain(LCMScheduler(beta_schedule="scaled_linear"), 4)
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    denoised = chain.denoised(torch.zeros_like(x), x, chain.steps[1][0])
+    denoised = chain.denoised(torch.zeros_like(x), x, chain.levels.steps[1][0])
     assert denoised.tweedie == 0
     assert replace(denoised, is_mean=True).tweedie > 0
 
@@ -153,16 +159,16 @@ def test_multistep_consistency_keeps_a_gaussians_law():
     chain = consistency_chain(scheduler, 4)  # so large a scaling leaves c_skip = 0 and c_out = 1
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50_000, 1, generator=generator, dtype=torch.float64)
-    signal, noise = chain.levels[chain.steps[0][0]]
+    signal, noise = chain.levels.at[chain.levels.steps[0][0]]
     x = signal * m + math.sqrt(signal**2 * v + noise**2) * x
-    for t, s in chain.steps:
-        signal, noise = chain.levels[t]
+    for t, s in chain.levels.steps:
+        signal, noise = chain.levels.at[t]
         end = m + math.sqrt(v) * (x - signal * m) / math.sqrt(signal**2 * v + noise**2)
         x, _ = chain.kernel(chain.denoised(end, x, t), s).propose(None, 1.0, generator)
-        signal, noise = chain.levels[s]
+        signal, noise = chain.levels.at[s]
         assert float(x.mean()) == pytest.approx(signal * m, abs=0.02)
         assert float(x.var()) == pytest.approx(signal**2 * v + noise**2, rel=0.03)
-    assert chain.steps[-1][1] == CLEAN
+    assert chain.levels.steps[-1][1] == CLEAN
     assert (signal, noise) == (1.0, 0.0)
 
 
@@ -196,7 +202,7 @@ def test_eps_says_nothing_of_pure_noise():
         ddim_chain(DDIMScheduler(**table), 10, 1.0)
     chain = ddim_chain(DDIMScheduler(**table, prediction_type="v_prediction"), 10, 1.0)
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    t, s = chain.steps[0]
+    t, s = chain.levels.steps[0]
     assert torch.isfinite(chain.kernel(chain.denoised(x, x, t), s).mean).all()
 
 
@@ -217,6 +223,63 @@ def test_a_resolutions_shift_is_the_pipelines():
     theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     theirs.set_timesteps(7, mu=calculate_shift(1024, max_shift=1.15))
     chain = flow_chain(scheduler, 7, 1.0, n_tokens=1024)
-    assert [chain.levels[t][1] for t, _ in chain.steps] == pytest.approx(
+    assert [chain.levels.at[t][1] for t, _ in chain.levels.steps] == pytest.approx(
         theirs.sigmas[:-1].tolist(), abs=1e-6
     )
+
+
+@pytest.mark.parametrize("n_steps", [61, 103, 206, 7, 50, 1000])
+def test_trailing_steps_are_as_many_as_asked_for(n_steps):
+    """diffusers' own table has one too many for 61, 103 and others, which would ask the network at t = -1."""
+    chain = ddim_chain(DDIMScheduler(timestep_spacing="trailing"), n_steps, 1.0)
+    ts = [t for t, _ in chain.levels.steps]
+    assert len(ts) == n_steps
+    assert ts == sorted(set(ts), reverse=True)
+    assert min(ts) >= 0
+    assert ts[0] == 999
+
+
+def test_an_offset_that_leaves_the_table():
+    with pytest.raises(PriorError, match="offset 1 leaves the table of 1000 noise levels with 1000 steps"):
+        ddim_chain(DDIMScheduler(steps_offset=1), 1000, 1.0)
+
+
+def test_an_unknown_spacing():
+    with pytest.raises(PriorError, match="unknown timestep_spacing 'karras'; known are leading"):
+        ddim_chain(DDIMScheduler(timestep_spacing="karras"), 10, 1.0)
+
+
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler(), FlowMatchEulerDiscreteScheduler()])
+def test_schedulers_without_betas_are_not_taken_for_ddims(scheduler):
+    with pytest.raises(PriorError, match=f"a {type(scheduler).__name__}, has no table of betas"):
+        ddim_chain(scheduler, 10, 1.0)
+
+
+def test_each_chain_wants_its_own_scheduler():
+    with pytest.raises(PriorError, match="distilled to consistency"):
+        ddim_chain(LCMScheduler(), 10, 1.0)
+    with pytest.raises(PriorError, match="by an LCMScheduler, and this pipeline has a DDIMScheduler"):
+        consistency_chain(DDIMScheduler(), 4)
+    with pytest.raises(PriorError, match="this pipeline has a PNDMScheduler"):
+        flow_chain(PNDMScheduler(), 4, 1.0, n_tokens=1)
+
+
+def test_estimates_are_clipped_on_both_sides():
+    chain = ddim_chain(DDIMScheduler(clip_sample=True, clip_sample_range=1.5), 10, 1.0)
+    x = torch.tensor([[9.0, -9.0, 0.1]])
+    assert chain.denoised(torch.zeros_like(x), x, chain.levels.steps[-2][0]).x0[0, :2].tolist() == [1.5, -1.5]
+    lcm = consistency_chain(LCMScheduler(clip_sample=True, clip_sample_range=2.0, timestep_scaling=1e6), 4)
+    far = lcm.denoised(torch.zeros_like(x), x, lcm.levels.steps[-1][0])
+    assert far.x0[0, :2].tolist() == pytest.approx([2.0, -2.0])
+
+
+def test_a_consistency_function_skips_where_there_is_little_noise():
+    """f = c_skip·x + c_out·x0; the scaling is small enough that both count."""
+    scheduler = LCMScheduler(timestep_scaling=0.001, prediction_type="sample")
+    chain = consistency_chain(scheduler, 4)
+    t = chain.levels.steps[-1][0]
+    scaled = t * 0.001
+    c_skip, c_out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
+    x, x0 = torch.tensor([[2.0]]), torch.tensor([[-1.0]])
+    assert float(chain.denoised(x0, x, t).x0) == pytest.approx(c_out * -1.0 + c_skip * 2.0)
+    assert c_skip > 0.2

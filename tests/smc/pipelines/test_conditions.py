@@ -1,12 +1,14 @@
 """Prompts: from lists and files, too long ones, and which island has which."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from experiments.tiny_pipelines import N_TOKENS, save_tiny
 from smc.errors import PriorError
-from smc.priors.pipelines import StableDiffusionPrior, StableDiffusionXLPrior
-from smc.priors.pipelines.conditions import Conditions, read_prompts
+from smc.priors.pipelines import Prompting, StableDiffusionPrior, StableDiffusionXLPrior
+from smc.priors.pipelines.conditions import Conditions
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def saved(tmp_path_factory):
 def test_a_file_has_one_prompt_a_line(tmp_path, saved):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n  red house \n", encoding="utf-8")
-    assert read_prompts((), path) == ("a cat", "red house")
+    assert Prompting.of((), path, 1.0).prompts == ("a cat", "red house")
     prior = StableDiffusionPrior.from_pretrained(saved, prompts_file=path, n_steps=2)
     assert prior.prompts == ("a cat", "red house")
 
@@ -25,8 +27,8 @@ def test_a_file_has_one_prompt_a_line(tmp_path, saved):
 @pytest.mark.parametrize(
     ("prompts", "content", "said"),
     [
-        ((), None, "either prompts or prompts_file"),
-        (("a cat",), "a dog", "either prompts or prompts_file"),
+        ((), None, r"no prompt is given; set prompts: \[a photo of a cat\] or prompts_file"),
+        (("a cat",), "a dog", "prompts and prompts_file are both given; keep one"),
         ("a cat", None, r"must be a list of texts, got the text 'a cat'; write \['a cat'\]"),
         ((), "\n \n", "holds no prompt; expected one a line"),
     ],
@@ -37,12 +39,12 @@ def test_prompts_that_cannot_be_used(prompts, content, said, tmp_path):
         path = tmp_path / "prompts.txt"
         path.write_text(content)
     with pytest.raises(PriorError, match=said):
-        read_prompts(prompts, path)
+        Prompting.of(prompts, path, 5.0)
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(PriorError, match=r"cannot read prompts from .*no\.txt"):
-        read_prompts((), tmp_path / "no.txt")
+        Prompting.of((), tmp_path / "no.txt", 5.0)
 
 
 def test_a_prompt_that_is_too_long_says_what_is_lost(saved):
@@ -60,14 +62,67 @@ def test_both_tokenizers_of_xl_are_asked(tmp_path):
     folder = save_tiny("stable_diffusion_xl", tmp_path)
     with pytest.warns(UserWarning, match="cut off") as warned:
         StableDiffusionXLPrior.from_pretrained(folder, prompts=[" ".join(["cat"] * 99)], n_steps=2)
-    assert sum("cut off" in str(w.message) for w in warned) == 2
+    assert sum("cut off" in str(w.message) for w in warned) == 1, "once, though both cut it alike"
+
+
+def test_a_negative_prompt_that_is_cut_warns_too(saved):
+    with pytest.warns(UserWarning, match="cut off"):
+        StableDiffusionPrior.from_pretrained(
+            saved, prompts=["a cat"], negative_prompt=" ".join(["cat"] * 99), n_steps=2
+        )
+
+
+def test_a_tokenizer_without_an_end_mark_loses_the_last_words():
+    class Words:
+        model_max_length = 3
+        all_special_ids = ()
+
+        def __call__(self, prompt, **_):
+            return SimpleNamespace(input_ids=prompt.split())
+
+        def decode(self, words):
+            return " ".join(words)
+
+    with pytest.warns(UserWarning, match="takes 3: 'four five' is cut off"):
+        Prompting(("one two three four five",), 1.0).warn_of_cuts([(Words(), None)])
+    with pytest.warns(UserWarning, match="takes 4: 'five' is cut off"):
+        Prompting(("one two three four five",), 1.0).warn_of_cuts([(Words(), 4)])
+
+
+@pytest.mark.parametrize("scale", [0.5, -3.0, float("nan"), float("inf")])
+def test_guidance_that_makes_no_sense(scale):
+    with pytest.raises(PriorError, match=f"at least 1, which is no guidance, got {scale}"):
+        Prompting(("a cat",), scale)
+
+
+def test_a_negative_prompt_needs_guidance():
+    with pytest.raises(PriorError, match="no effect without guidance; set guidance_scale above 1"):
+        Prompting(("a cat",), 1.0, "blurry")
+
+
+def test_no_prompts_at_all():
+    with pytest.raises(PriorError, match=r"expected a list of prompts, each a text, got \[\]"):
+        Prompting((), 5.0)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\n".encode())
+    assert Prompting.of((), tmp_path / "prompts.txt", 5.0).prompts == ("a cat",)
+
+
+def test_embeddings_that_are_not_finite():
+    with pytest.raises(PriorError, match="a text encoder overflows float16"):
+        Conditions({"e": torch.tensor([[torch.inf]])}).checked()
 
 
 def test_rows_without_islands_are_refused_where_prompts_differ(saved):
     prior = StableDiffusionPrior.from_pretrained(saved, prompts=["a cat", "a dog"], n_steps=2)
-    x = prior.init(3, torch.Generator().manual_seed(0))
-    with pytest.raises(PriorError, match=r"2 prompts, one an island, and got 3 rows: ask prior\.of_islands"):
-        prior.denoise(x, prior.steps[0][0])
+    for n in (3, 2, 1):
+        x = prior.init(n, torch.Generator().manual_seed(0))
+        with pytest.raises(
+            PriorError, match=rf"2 prompts, one an island, and got {n} rows: ask prior\.of_isl"
+        ):
+            prior.denoise(x, prior.steps[0][0])
 
 
 def test_islands_take_prompts_in_turn():

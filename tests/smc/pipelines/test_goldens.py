@@ -76,8 +76,7 @@ def images_of(pipeline, **settings):
 
 
 # ---------------------------------------------------------------- whole images
-@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-@pytest.mark.parametrize("negative_prompt", [None, "blurry"])
+@pytest.mark.parametrize(("guidance_scale", "negative_prompt"), [(1.0, None), (4.0, None), (4.0, "blurry")])
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_at_eta_0_images_are_the_pipelines_own(kind, guidance_scale, negative_prompt, folder):
     pipeline_cls, prior_cls = FAMILIES[kind]
@@ -92,7 +91,7 @@ def test_at_eta_0_images_are_the_pipelines_own(kind, guidance_scale, negative_pr
     assert isinstance(prior, Prior)
     x = latents(prior, 3)
     with torch.no_grad():
-        ours = prior.decode(walked(prior, x))
+        ours = prior.decode(walked(prior.of_islands(torch.arange(3)), x))
     theirs = images_of(
         loaded(pipeline_cls, folder(kind), ddim=kind != "stable_diffusion_3"),
         prompt=PROMPTS,
@@ -128,6 +127,7 @@ def test_consistency_images_are_the_pipelines_own(folder):
         folder("latent_consistency"), prompts=PROMPTS, guidance_scale=8.5, n_steps=4
     )
     x = latents(prior, 3)
+    prior = prior.of_islands(torch.arange(3))
     generator = torch.Generator().manual_seed(7)
     at = x
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_a_chain_that_ends_short_of_clean_data_has_no_noise_there(folder):
     x = latents(prior, 1)
     denoised = prior.denoise(x, t)
     kernel = prior.kernel(x, denoised, t, s)
-    signal, noise = prior.chain.levels[s]
+    signal, noise = prior.chain.levels.at[s]
     assert noise > 0.02
     assert kernel.is_deterministic
     torch.testing.assert_close(kernel.mean, signal * denoised.x0 + noise * denoised.eps)
@@ -283,3 +283,28 @@ def test_denoise_is_differentiable(kind, folder):
         slope = (value(x + h * direction) - value(x - h * direction)) / (2 * h)
     assert float((grad * direction).sum()) == pytest.approx(float(slope), rel=1e-3, abs=1e-6)
     assert abs(float(slope)) > 1e-6
+
+
+def test_latents_that_were_standardised_channel_by_channel_are_taken_back(folder):
+    """As some of Stable Diffusion XL's relatives have them: mean and std in the autoencoder's config."""
+    prior = StableDiffusionPrior.from_pretrained(folder("stable_diffusion"), prompts=["a cat"], n_steps=2)
+    x0 = latents(prior, 2)
+    mean, std = [0.1, -0.2, 0.3, 0.4], [1.5, 0.5, 2.0, 1.0]
+    per_channel = (1, 4, 1, 1)
+    whole = prior.decode(
+        x0 * torch.tensor(std).view(per_channel) + 0.18215 * torch.tensor(mean).view(per_channel)
+    )
+    prior.decoder.vae.register_to_config(latents_mean=mean, latents_std=std)
+    torch.testing.assert_close(prior.decode(x0), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_flow_is_shifted_by_its_patches(folder):
+    """Where the shift depends on the resolution: 16 × 16 pixels are 8 × 8 cells are 4 × 4 patches."""
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+    path = folder("stable_diffusion_3", use_dynamic_shifting=True)
+    prior = StableDiffusion3Prior.from_pretrained(path, prompts=["a cat"], n_steps=4)
+    scheduler = loaded(StableDiffusion3Pipeline, path, ddim=False).scheduler
+    scheduler.set_timesteps(4, mu=calculate_shift(16))
+    sigmas = [prior.chain.levels.at[t][1] for t, _ in prior.steps]
+    assert sigmas == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-6)

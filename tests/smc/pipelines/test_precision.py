@@ -154,3 +154,49 @@ def test_moving_takes_everything_along(saved):
     denoised = moved.denoise(x, prior.steps[0][0])
     assert denoised.x0.device.type == "meta"
     assert moved.decode(denoised.x0).shape == (2, *prior.design_shape)
+
+
+def test_small_gradients_survive_float16(saved):
+    """A reward counted in millionths: far below float16's smallest number, were the gradient not scaled on its way."""
+    x = prior_of(saved).init(2, torch.Generator().manual_seed(0))
+
+    def gradient(unit, **how):
+        prior = prior_of(saved, **how)
+        t = prior.steps[1][0]
+        noisy = x.clone().requires_grad_()
+        value = unit * prior.decode(prior.denoise(noisy, t).x0).flatten(1).mean(1).sum()
+        return torch.autograd.grad(value, noisy)[0] / unit
+
+    exact = gradient(1.0)
+    for unit in (1.0, 1e-6, 1e6):
+        half = gradient(unit, weights=Dtype.FLOAT16)
+        assert (half - exact).norm() / exact.norm() < 0.05
+
+
+def test_rows_are_scaled_on_their_own(saved):
+    """A row whose reward counts a million times more takes nothing away from its neighbour."""
+    prior, exact = prior_of(saved, weights=Dtype.FLOAT16), prior_of(saved)
+    x = exact.init(2, torch.Generator().manual_seed(0))
+    units = torch.tensor([1.0, 1e-6])
+
+    def gradient(of):
+        noisy = x.clone().requires_grad_()
+        value = (units * of.decode(of.denoise(noisy, of.steps[1][0]).x0).flatten(1).mean(1)).sum()
+        return torch.autograd.grad(value, noisy)[0]
+
+    for ours, theirs in zip(gradient(prior), gradient(exact), strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < 0.05
+
+
+def test_a_gradient_of_zero_stays_zero(saved):
+    prior = prior_of(saved, weights=Dtype.FLOAT16)
+    x = prior.init(1, torch.Generator().manual_seed(0)).requires_grad_()
+    value = 0.0 * prior.denoise(x, prior.steps[1][0]).x0.sum()
+    assert torch.equal(torch.autograd.grad(value, x)[0], torch.zeros_like(x))
+
+
+def test_a_backend_that_is_not_there():
+    with pytest.raises(
+        PriorError, match=r"compile must name a backend of torch\.compile \(.*inductor.*got 'nonsense'"
+    ):
+        Precision(compile="nonsense")
