@@ -23,7 +23,7 @@ from bbo.temperature import Budgeted
 from oracles.callables import FunctionOracle
 from oracles.calls import call
 from oracles.evaluation import Evaluation
-from smc.errors import SamplerError
+from smc.errors import NobodyLeftError
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.acquisition import UCB, Mean
@@ -287,7 +287,7 @@ class TestProposals:
         class Dying(LocalExecutor):
             def sample(self, potential, shards, *heard):
                 if potential.kl_coef < 1:
-                    raise SamplerError("no particle was left alive")
+                    raise NobodyLeftError("no particle was left alive")
                 return super().sample(potential, shards, *heard)
 
         executor = Dying(self.executor.prior, self.executor.encoder)

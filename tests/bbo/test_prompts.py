@@ -32,6 +32,10 @@ class Worded(GaussianPrior):
     prompts: tuple[str, ...] = tuple(PLACES)
     island: torch.Tensor | None = None
 
+    @property
+    def settings(self):
+        return {"prompts": list(self.prompts)}
+
     def of_islands(self, island):
         return replace(self, island=island)
 
