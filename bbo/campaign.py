@@ -38,6 +38,7 @@ from bbo.ledger import Ledger, Proposal, Query, QueryState
 from bbo.opening import as_oracle, opened
 from bbo.places import Local, Place, calling
 from bbo.progress import INTERRUPTED, Board, Listener
+from bbo.prompts import check_prompts
 from bbo.proposals import Candidates, Method, Observations, Stage
 from bbo.recovery import leave_open, settle
 from bbo.settings import InDoubt, Settings, check_parts, describe_settings
@@ -125,6 +126,7 @@ class Campaign:
         black_box = as_oracle(oracle)
         chosen = SteeredPrior() if method is None else method
         check_parts(prior, black_box, settings)
+        check_prompts(prior, black_box, chosen)
         config = {
             "campaign": describe_settings(settings),
             "prior": describe_prior(prior),
@@ -135,7 +137,8 @@ class Campaign:
         running, ledger = executor.start(prior), None
         try:
             # Before there is a ledger, so that a bad encoder leaves none behind.
-            running = with_features(running, encoder, seed)
+            max_batch = chosen.sampler.max_batch if isinstance(chosen, SteeredPrior) else None
+            running = with_features(running, encoder, seed, max_batch)
             ledger = opened(Path(directory), settings, config, database)
             campaign = cls(
                 ledger, settings, oracle=black_box, method=chosen, executor=running, listener=listener

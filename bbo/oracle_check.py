@@ -38,6 +38,8 @@ class Subject:
     oracle: Oracle
     prior: Prior | None = None
     """Where a campaign file says what plausible designs are."""
+    max_batch: int | None = None
+    """Most designs at a time in that prior's networks; None for all."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def subject(named: str, settings: Sequence[str], is_batched: bool = False) -> Su
     """
     if Path(named).suffix in (".yaml", ".yml"):
         plan = load_plan(Path(named), settings)
-        return Subject(plan.oracle, plan.prior)
+        return Subject(plan.oracle, plan.prior, plan.method.sampler.max_batch)
     if ":" not in named:
         return Subject(load_oracle(named, settings))
     source: Any = load_attribute(named, Path())
@@ -126,15 +128,22 @@ def _designs(tried: Subject, file: Path | None, n: int) -> tuple[Float[Tensor, "
     if file is not None:
         return _from_file(file, n), f"the first {n} designs of {file}"
     if prior is not None:
-        plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None)
-        drawn = sample(prior, lambda x0, _: x0.new_zeros(len(x0)), plain, generator=generator)
-        return prior.decode(drawn.x0).detach(), f"{n} designs drawn from the prior"
+        return _from_prior(prior, n, tried.max_batch, generator), f"{n} designs drawn from the prior"
     if isinstance(oracle, Gallery) and len(known := oracle.references(n)) == n:
         return torch.stack([reference.design for reference in known]), f"the {n} best designs it knows"
     if oracle.design_shape is None:
         raise ConfigError(f"{oracle.name} takes designs of any shape; give some with --designs FILE.npy")
     designs = torch.randn(n, *oracle.design_shape, generator=generator)
     return designs, f"{n} random designs of std 1 (--designs FILE.npy tries real ones)"
+
+
+def _from_prior(
+    prior: Prior, n: int, max_batch: int | None, generator: torch.Generator
+) -> Float[Tensor, "n *design"]:
+    plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=max_batch)
+    drawn = sample(prior, lambda x0, _: x0.new_zeros(len(x0)), plain, generator=generator)
+    with torch.no_grad():
+        return torch.cat([prior.decode(part) for part in torch.split(drawn.x0, max_batch or n)])
 
 
 def _from_file(file: Path, n: int) -> Float[Tensor, "n *design"]:

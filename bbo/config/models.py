@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import InitVar, dataclass, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -185,6 +185,8 @@ def _recursive(kind: str, plugins: tuple[Plugin, ...] = ()) -> Any:
 
 def _field_type(hint: Any) -> Any:
     """Return how a parameter of this type is written in a file."""
+    if isinstance(hint, InitVar):
+        return _field_type(hint.type)
     simple = {
         bool: StrictBool,
         int: StrictInt,

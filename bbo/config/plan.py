@@ -29,6 +29,7 @@ from bbo.errors import BboError, ConfigError
 from bbo.opening import as_oracle
 from bbo.places import NO_TASKS, Place
 from bbo.progress import Listener
+from bbo.prompts import check_prompts
 from bbo.settings import Settings, check_parts
 from bbo.steering import SteeredPrior
 from oracles.base import Oracle
@@ -96,6 +97,7 @@ def load_plan(path: Path, overrides: Sequence[str] = (), executor: str | None = 
             settings = parts["campaign"].settings(parallel)
         if settings is not None and not mistakes:
             check_parts(parts["prior"], oracle, settings)
+            check_prompts(parts["prior"], oracle, parts["method"])
             if settings.parallel is not None and not parts["executor"].calls_oracles:
                 raise ConfigError(NO_TASKS)
     except BboError as error:

@@ -41,10 +41,9 @@ class Aesthetic:
         model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str = "cpu",
     ) -> Aesthetic:
         """Return the score of a head (a safetensors file, see `heads.py`) on a CLIP (see `Clip.load`)."""
-        clip = Clip.load(model, revision, local_files_only, device=device)
+        clip = Clip.load(model, revision, local_files_only)
         return cls(clip, *linear_head(Path(head), clip.n_features))
 
     def to(self, device: str | torch.device) -> Aesthetic:

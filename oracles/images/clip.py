@@ -47,19 +47,15 @@ class Clip:
         model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
     ) -> Clip:
         """Return the CLIP of a folder, or of a hub id at a commit; safetensors only.
 
         revision: 40 hex digits; only for a hub id.
         local_files_only: whether nothing may be downloaded.
-        dtype: of weights and activations; features are float32 at least.
 
         Raises OracleError for what cannot be loaded, and for another kind of checkpoint.
         """
-        return cls(shared(_read, Source(str(model), revision, local_files_only), device, dtype))
+        return cls(shared(_read, Source(str(model), revision, local_files_only)))
 
     def to(self, device: str | torch.device) -> Clip:
         """Return this CLIP on a device; what others hold stays where it is."""
@@ -96,7 +92,8 @@ class Clip:
             return rgb.new_zeros(0, self.n_features).to(images.device)
         module = self.network.module
         pixels = normalized(framed(rgb, module.config.vision_config.image_size), *module.pixel_statistics)
-        return _unit(module.get_image_features(pixel_values=pixels).pooler_output).to(images.device)
+        features: Tensor = module.get_image_features(pixel_values=pixels).pooler_output
+        return normalize(features, dim=1).to(images.device)
 
     def text_features(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Return a unit vector a text, on the network's device. Warns of what is cut from a text that is too long.
@@ -116,18 +113,14 @@ class Clip:
 
     def _text_feature(self, text: str) -> Float[Tensor, " d"]:
         ids = tokenized(self.network.tokenizer, text, self.n_tokens).to(self.network.device)  # type: ignore[attr-defined]
-        return _unit(self.network.module.get_text_features(**ids).pooler_output)[0]
+        features: Tensor = self.network.module.get_text_features(**ids).pooler_output
+        return normalize(features, dim=1)[0]
 
 
-def _unit(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Return the rows with norm 1, in float32 at least: half precision would be off by a hundredth of the reward."""
-    return normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
-
-
-def _read(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+def _read(folder: Path) -> tuple[torch.nn.Module, Any]:
     from transformers import CLIPModel, CLIPTokenizer
 
-    module: Any = pretrained(CLIPModel, folder, "clip", dtype)
+    module: Any = pretrained(CLIPModel, folder, "clip")
     module.pixel_statistics = _pixel_statistics(folder)
     tokenizer = vocabulary(CLIPTokenizer, folder)
     _check_end(tokenizer.eos_token_id, module.config.text_config.eos_token_id, folder)

@@ -41,10 +41,9 @@ class _OnClip:
         model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str = "cpu",
     ) -> Kind:
         """Return the reward on the weights of a folder or hub id (see `Clip.load`)."""
-        return cls(Clip.load(model, revision, local_files_only, device=device))
+        return cls(Clip.load(model, revision, local_files_only))
 
     def to(self: Kind, device: str | torch.device) -> Kind:
         """Return this reward with its network on a device."""
@@ -65,11 +64,10 @@ class ClipScore(_OnClip):
         model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str = "cpu",
         prefix: str = "A photo depicts ",
     ) -> ClipScore:
         """Return the reward on the CLIP of a folder or hub id (see `Clip.load`)."""
-        return cls(Clip.load(model, revision, local_files_only, device=device), prefix)
+        return cls(Clip.load(model, revision, local_files_only), prefix)
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         """Return 2.5 · max(cos, 0)."""
@@ -94,7 +92,7 @@ class HPSv2(_OnClip):
     """Human Preference Score v2: about 0.2 to 0.35. It looks at the whole image, on black where that is no square.
 
     The published checkpoint is in the layout of open_clip; `oracles/images/convert.py` makes a folder of it. Images are
-    scaled with antialiasing, as torchvision does since 0.17; its older versions did without.
+    scaled with antialiasing (see `padded`), as torchvision does since 0.17; its older versions did without.
     """
 
     name: ClassVar[str] = "hpsv2"

@@ -19,6 +19,9 @@ class FunctionReward:
     function: Callable[[Tensor, Sequence[str]], Tensor]
     is_differentiable: bool = True
     """Whether gradients pass through it; guidance needs them."""
+    reads_prompt: bool = False
+    """Whether it answers otherwise for another prompt: an oracle of such a reward needs one, and a campaign all images
+    of one prompt."""
     name: str = "function"
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:

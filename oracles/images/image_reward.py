@@ -54,14 +54,12 @@ class ImageReward:
         model: str | PathOrId | Path,
         revision: str | None = None,
         local_files_only: bool = False,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
     ) -> ImageReward:
         """Return the reward of a folder that `convert` made, or of a hub id at a commit that holds such a folder.
 
         Raises OracleError for what cannot be loaded, and for another kind of checkpoint.
         """
-        return cls(shared(_read, Source(str(model), revision, local_files_only), device, dtype))
+        return cls(shared(_read, Source(str(model), revision, local_files_only)))
 
     def to(self, device: str | torch.device) -> ImageReward:
         """Return this reward with its network on a device."""
@@ -103,16 +101,16 @@ class _Scorer(torch.nn.Module):
     ) -> Float[Tensor, " n"]:
         seen = self.vision(pixel_values=pixels).last_hidden_state
         read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
-        first = read[:, 0].to(torch.promote_types(read.dtype, torch.float32))
+        first = read[:, 0]
         scores: Tensor = first @ self.weight.to(first) + self.bias.to(first)
         return scores
 
 
-def _read(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+def _read(folder: Path) -> tuple[torch.nn.Module, Any]:
     from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
 
-    vision = pretrained(BlipVisionModel, folder / "vision", "blip_vision_model", dtype)
-    text: Any = pretrained(BlipTextModel, folder / "text", "blip_text_model", dtype, add_pooling_layer=False)
+    vision = pretrained(BlipVisionModel, folder / "vision", "blip_vision_model")
+    text: Any = pretrained(BlipTextModel, folder / "text", "blip_text_model", add_pooling_layer=False)
     if not text.config.is_decoder:
         raise OracleError(
             f"the text encoder in {folder / 'text'} has no cross-attention, so it sees no image"

@@ -120,10 +120,10 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def pretrained(
-    kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **settings: Any
-) -> torch.nn.Module:
-    """Return a network of transformers, complete. Raises OracleError for another checkpoint, or one with gaps.
+def pretrained(kind: Any, folder: Path, model_type: str, **settings: Any) -> torch.nn.Module:
+    """Return a network of transformers, complete and in float32.
+
+    Raises OracleError for another checkpoint, or one with gaps.
 
     kind: a class of transformers.
     model_type: what the configuration of its checkpoints says they are.
@@ -141,7 +141,7 @@ def pretrained(
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
-                dtype=dtype,
+                dtype=torch.float32,
                 output_loading_info=True,
                 **settings,
             )

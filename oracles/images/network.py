@@ -20,7 +20,7 @@ from torch import Tensor
 from oracles.errors import OracleError
 from oracles.images.loading import Source, fingerprint
 
-Reader: TypeAlias = Callable[[Path, torch.dtype], tuple[torch.nn.Module, Any]]
+Reader: TypeAlias = Callable[[Path], tuple[torch.nn.Module, Any]]
 """What makes a network and its tokenizer of a folder; a function of a module, so that it can be pickled by name."""
 
 MAX_TEXTS = 1024
@@ -30,24 +30,21 @@ MAX_TEXTS = 1024
 class Network:
     """A frozen network in memory, and its tokenizer: `shared` gives it."""
 
-    def __init__(
-        self, reader: Reader, source: Source, fingerprint: str, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        module, self.tokenizer = reader(source.folder(), dtype)
+    def __init__(self, reader: Reader, source: Source, fingerprint: str, device: torch.device) -> None:
+        module, self.tokenizer = reader(source.folder())
         self.module: Any = module.requires_grad_(False).eval().to(device)
         self.fingerprint = fingerprint
-        """sha256 of weights, configuration and vocabulary, and the type of its numbers."""
+        """sha256 of weights, configuration and vocabulary."""
         self.device = device
-        self.dtype = dtype
         self._reader, self._source = reader, source
         self._texts: dict[str, Tensor] = {}
 
     def to(self, device: str | torch.device) -> Network:
         """Return the same network on a device: the copy that is there already, or one loaded anew."""
-        return _same(self._reader, self._source, self.fingerprint, _exact(device), self.dtype)
+        return _same(self._reader, self._source, self.fingerprint, exact(device))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self._reader, self._source, self.fingerprint, torch.device("cpu"), self.dtype)
+        return _same, (self._reader, self._source, self.fingerprint, torch.device("cpu"))
 
     def taken(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Return images where the network is and in its type of numbers.
@@ -60,7 +57,7 @@ class Network:
                 f"the images are on {images.device} and the network is on {self.device}; move it with "
                 f'to("{images.device}")'
             )
-        return images.to(self.device, self.dtype)
+        return images.to(self.device, next(self.module.parameters()).dtype)
 
     def of_text(self, text: str, compute: Callable[[str], Tensor]) -> Tensor:
         """Return what is computed of a text, kept from the last time if it is there."""
@@ -74,17 +71,16 @@ class Network:
         return found
 
 
-def shared(reader: Reader, source: Source, device: str | torch.device, dtype: torch.dtype) -> Network:
+def shared(reader: Reader, source: Source, device: str | torch.device = "cpu") -> Network:
     """Return the network of a folder or hub id: the copy that this process holds already, or one loaded now.
 
     Raises OracleError when it cannot be loaded.
     """
-    name = f"{fingerprint(source.folder())} {str(dtype).removeprefix('torch.')}"
-    where = _exact(device)
+    name, where = fingerprint(source.folder()), exact(device)
     with _LOCK:
         held = _HELD.get((reader, name, where))
         if held is None:
-            held = _HELD[reader, name, where] = Network(reader, source, name, where, dtype)
+            held = _HELD[reader, name, where] = Network(reader, source, name, where)
     return held
 
 
@@ -92,8 +88,8 @@ _HELD: WeakValueDictionary[tuple[Reader, str, torch.device], Network] = WeakValu
 _LOCK = threading.Lock()
 
 
-def _same(reader: Reader, source: Source, expected: str, device: torch.device, dtype: torch.dtype) -> Network:
-    found = shared(reader, source, device, dtype)
+def _same(reader: Reader, source: Source, expected: str, device: torch.device) -> Network:
+    found = shared(reader, source, device)
     if found.fingerprint != expected:
         raise OracleError(
             f"{source.model} holds other weights here (fingerprint {found.fingerprint}) than where it was loaded first "
@@ -102,7 +98,7 @@ def _same(reader: Reader, source: Source, expected: str, device: torch.device, d
     return found
 
 
-def _exact(device: str | torch.device) -> torch.device:
+def exact(device: str | torch.device) -> torch.device:
     """Return the device with its index: "cuda" and "cuda:0" are one. Raises OracleError where there is none."""
     try:
         return torch.empty(0, device=device).device

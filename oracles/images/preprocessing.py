@@ -76,7 +76,12 @@ def cropped(images: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c s
 
 
 def padded(images: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c size size"]:
-    """Return the whole images, whose longer side is made `size` pixels, in the middle of black squares: HPSv2's way."""
+    """Return the whole images, whose longer side is made `size` pixels, in the middle of black squares: HPSv2's way.
+
+    Bicubic and antialiased, in one go and not cut off, so that beside a sharp edge some values lie outside [0, 1]:
+    tgxs002/HPSv2 (ResizeMaxSize in hpsv2/src/open_clip/transform.py) makes tensors of images before it scales them, in
+    training as in scoring, and torchvision cuts off bytes alone.
+    """
     height, width = images.shape[2:]
     scale = size / max(height, width)
     tall, wide = max(round(height * scale), 1), max(round(width * scale), 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from oracles.answers import as_evaluation
 from oracles.errors import OracleError
 from oracles.evaluation import VALUE, Evaluation
+from oracles.images.network import exact
 from oracles.images.preprocessing import check_shape, range_fault
 from oracles.messages import not_finite
 
@@ -37,6 +38,11 @@ class Reward(Protocol):
     @property
     def is_differentiable(self) -> bool:
         """Whether gradients pass from the rewards to the images."""
+        ...
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the same image may have another reward for another prompt."""
         ...
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
@@ -96,6 +102,11 @@ class WeightedSum:
         """Whether all of the rewards are."""
         return all(reward.is_differentiable for reward in self.rewards)
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether one of the rewards does."""
+        return any(reward.reads_prompt for reward in self.rewards)
+
     def to(self, device: str | torch.device) -> WeightedSum:
         """Return this sum with the networks of its rewards on a device."""
         return WeightedSum([on_device(reward, device) for reward in self.rewards], self.weights)
@@ -129,11 +140,23 @@ class RewardOracle:
 
     reward: Reward
     prompt: str = ""
+    """What all images are to show; needed where the reward reads it."""
     design_shape: tuple[int, ...] | None = None
     n_per_call: int | None = None
     is_idempotent: bool = True
+    device: InitVar[str | None] = None
+    """Where the reward computes, and gets its images; None leaves it where it is. No part of the oracle's record: it
+    decides no more than rounding."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, device: str | None) -> None:
+        if self.reward.reads_prompt and not self.prompt.strip():
+            raise OracleError(
+                f"the reward {self.reward.name} reads the prompt, and its oracle has none; say what the images are to "
+                "show, as in prompt: a photo of a cat"
+            )
+        if device is not None:
+            object.__setattr__(self, "reward", on_device(self.reward, exact(device)))
+        object.__setattr__(self, "device", device)
         if isinstance(self.reward, WeightedSum) and any(r.name == VALUE for r in self.reward.rewards):
             raise OracleError(f"a reward called {VALUE!r} cannot be told from the sum")
 
@@ -141,6 +164,11 @@ class RewardOracle:
     def name(self) -> str:
         """Name of the reward."""
         return self.reward.name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return how another process makes the same oracle, on the device of that name there."""
+        settings = (self.reward, self.prompt, self.design_shape, self.n_per_call, self.is_idempotent)
+        return RewardOracle, (*settings, self.device)  # type: ignore[attr-defined]
 
     def evaluate(self, designs: Float[Tensor, "n *design"]) -> Sequence[Evaluation]:
         """Return one evaluation per image. Raises OracleError when the designs are no images."""
@@ -152,7 +180,7 @@ class RewardOracle:
         if fault is not None:
             return Evaluation.failed(fault)
         with torch.no_grad():
-            return as_evaluation(self._outcomes(image))
+            return as_evaluation(self._outcomes(image.to(self.device or image.device)))  # type: ignore[attr-defined]
 
     def _outcomes(self, image: Float[Tensor, "1 c h w"]) -> dict[str, float]:
         if not isinstance(self.reward, WeightedSum):

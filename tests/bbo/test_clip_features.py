@@ -19,6 +19,7 @@ from oracles.images.clip_rewards import PickScore
 from oracles.images.reward import RewardOracle
 from smc.priors.gaussian import GaussianPrior
 from surrogate.features import Encoder, EncoderModel, Flatten
+from tests.exact import in_double
 
 
 class Pictures(GaussianPrior):
@@ -57,8 +58,8 @@ def test_one_channel_is_repeated_and_the_type_of_the_designs_kept(encoder):
     assert encoder(digits.double()).dtype == torch.float64
 
 
-def test_gradients_by_finite_differences(folder):
-    exact = ClipFeatures(Clip.load(folder, dtype=torch.float64))
+def test_gradients_by_finite_differences(encoder):
+    exact = ClipFeatures(Clip(in_double(encoder.clip.network)))
     assert gradcheck(exact, (0.2 + 0.6 * images(2, 1, 8, 8)).double().requires_grad_())
 
 

@@ -8,19 +8,22 @@ import pytest
 import torch
 
 from bbo import seeds
+from bbo.campaign import Campaign
 from bbo.diagnostics import summarise, traces
 from bbo.errors import CampaignError
 from bbo.executor import LocalExecutor, SampleRequest
 from bbo.features import MAX_COVARIANCE, with_features
 from bbo.hindsight import Hindsight
+from bbo.oracle_check import Subject, checked
 from bbo.potential import Potential
 from bbo.proposals import Observations
 from bbo.selection import Best, Conditioned, Draws
 from bbo.steering import SteeredPrior
 from bbo.temperature import Budgeted
+from oracles.callables import FunctionOracle
 from oracles.calls import call
 from oracles.evaluation import Evaluation
-from smc.errors import SamplerError
+from smc.errors import NobodyLeftError
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.acquisition import UCB, Mean
@@ -125,6 +128,53 @@ def test_features_are_standard_over_the_prior():
     torch.testing.assert_close(encoder.mean, mean, atol=0.3, rtol=0)
     torch.testing.assert_close(encoder.std, torch.full((2,), std, dtype=torch.float64), atol=0.15, rtol=0)
     torch.testing.assert_close(executor.covariance, torch.eye(2, dtype=torch.float64), atol=0.1, rtol=0)
+
+
+class Counting(GaussianPrior):
+    """Keeps how many rows its networks are asked for at a time."""
+
+    def denoise(self, x, t):
+        self.asked.append(len(x))
+        return super().denoise(x, t)
+
+    def decode(self, x0):
+        self.asked.append(len(x0))
+        return super().decode(x0)
+
+
+def counting(**settings):
+    prior = Counting(PRIOR.mean, std=2.0, n_steps=4, **settings)
+    object.__setattr__(prior, "asked", [])
+    return prior
+
+
+class TestPriorDraws:
+    """A thousand images in one call would fit no memory: the method's limit holds for what is drawn before it, too."""
+
+    def test_as_many_at_a_time_as_are_allowed(self):
+        prior = counting()
+        with_features(LocalExecutor(prior, Flatten()), Standardizer(), seed=0, max_batch=100)
+        assert max(prior.asked) == 100
+
+    def test_the_limit_changes_nothing(self):
+        whole, parts = (
+            with_features(EXECUTOR, Standardizer(), seed=0, max_batch=max_batch).encoder
+            for max_batch in (None, 100)
+        )
+        torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(parts.std, whole.std, rtol=1e-5, atol=1e-5)
+
+    def test_a_campaign_takes_that_of_its_method(self, tmp_path):
+        prior, method = counting(), SteeredPrior(sampler=SamplerConfig(max_batch=64))
+        Campaign.open(tmp_path, prior=prior, method=method, budget=1).close()
+        assert max(prior.asked) == 64
+
+    def test_so_does_an_oracle_that_is_tried_out(self):
+        prior = counting()
+        tried = Subject(FunctionOracle(lambda design: float(design.sum()), is_idempotent=True), prior, 3)
+        report = checked(tried, None, 8, may_pay=False)
+        assert report.tried_with == "8 designs drawn from the prior"
+        assert max(prior.asked) == 3
 
 
 def test_a_frozen_encoder_is_taken_as_it_is():
@@ -237,7 +287,7 @@ class TestProposals:
         class Dying(LocalExecutor):
             def sample(self, potential, shards, *heard):
                 if potential.kl_coef < 1:
-                    raise SamplerError("no particle was left alive")
+                    raise NobodyLeftError("no particle was left alive")
                 return super().sample(potential, shards, *heard)
 
         executor = Dying(self.executor.prior, self.executor.encoder)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bbo.cli import main
+from bbo.oracle_check import subject
 from tests.bbo.test_cli import ROOT, bbo
 
 CODE = """
@@ -172,6 +173,10 @@ def test_a_campaign_file_is_tried_with_designs_of_its_prior():
     assert done.returncode == 0, done.stderr
     assert "tried with 4 designs drawn from the prior" in done.stdout
     assert "idempotent" in done.stdout
+
+
+def test_the_limit_of_a_campaign_file_holds_for_its_prior():
+    assert subject(str(ROOT / "examples" / "airfoil.yaml"), ["method.sampler.max_batch=3"]).max_batch == 3
 
 
 def test_the_list_names_all_and_loads_no_plugin(tmp_path):

@@ -51,6 +51,23 @@ def test_smooth_images_of_any_shape_are_what_pillow_makes_of_them(shape):
     assert (apart <= 1.6 * LEVEL / torch.tensor(STD)).all()
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [(64, 64), (63, 97), (20, 33), (33, 32), (50, 131), (131, 50), (77, 9), (8, 8), (3, 1000), (32, 31)],
+)
+def test_padded_is_what_pillow_makes_of_numbers_on_black(shape):
+    """Of numbers, not of bytes: Pillow cuts off nothing of them either. Black and white noise overshoots most."""
+    pixels = np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)
+    tall, wide = (max(round(side * 32 / max(shape)), 1) for side in shape)
+    top, left = (32 - tall) // 2, (32 - wide) // 2
+    expected = np.zeros((32, 32), np.float32)
+    expected[top : top + tall, left : left + wide] = Image.fromarray(pixels).resize(
+        (wide, tall), Image.Resampling.BICUBIC
+    )
+    framed = padded(torch.from_numpy(pixels).expand(1, 3, -1, -1), 32)
+    assert torch.allclose(framed, torch.from_numpy(expected).expand(1, 3, -1, -1), atol=5e-6)
+
+
 def test_gradients_pass():
     image = (0.2 + 0.6 * images(2, 3, 6, 9)).double().requires_grad_()
     assert gradcheck(lambda x: normalized(cropped(as_rgb(x), 4), MEAN, STD), image)

@@ -1,6 +1,8 @@
 """Rewards of images: each against a value computed by hand, its gradient, and what it refuses."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +14,14 @@ from oracles.errors import OracleError
 from oracles.images.aesthetic import Aesthetic
 from oracles.images.clip import MEAN, STD, Clip
 from oracles.images.clip_rewards import ClipScore, HPSv2, PickScore
+from oracles.images.function import FunctionReward
 from oracles.images.image_reward import ImageReward
 from oracles.images.jpeg import JpegCompressibility, JpegSize
 from oracles.images.preprocessing import padded
 from oracles.images.reward import Reward, RewardOracle, WeightedSum
 from oracles.jpeg import JpegSizeOracle
 from tests.contracts.oracle_contract import OracleContract
+from tests.exact import in_double
 
 PROMPTS = ["a red cat", "dog"]
 
@@ -154,18 +158,21 @@ class TestAesthetic:
 
 
 class TestClipRewards:
-    def test_by_hand(self, clip):
-        image = images(2, 3, 16, 16)
+    def test_by_hand(self, tmp_path):
+        """On weights for which one image is against its text and the other for it."""
+        clip = Clip.load(write_clip(tmp_path, seed=2, n_tokens=32))
+        image, prompts = images(2, 3, 16, 16), ["dog", "photo dog red"]
         seen = clip.image_features(image)
-        for reward, texts, formula in (
-            (ClipScore(clip), [f"A photo depicts {p}" for p in ("cat", "dog")], lambda c: 2.5 * max(c, 0.0)),
-            (PickScore(clip), ["cat", "dog"], lambda c: math.exp(2.6592) * c),  # CLIP's initial logit_scale
-            (HPSv2(clip), ["cat", "dog"], lambda c: c),
+        for reward, prefix, formula in (
+            (ClipScore(clip), "A photo depicts ", lambda c: 2.5 * max(c, 0.0)),
+            (PickScore(clip), "", lambda c: math.exp(2.6592) * c),  # CLIP's initial logit_scale
+            (HPSv2(clip), "", lambda c: c),
         ):
-            cosines = (seen * clip.text_features(texts)).sum(1).tolist()
-            assert reward(image, ["cat", "dog"]).tolist() == pytest.approx(
-                list(map(formula, cosines)), abs=1e-5
-            )
+            cosines = (seen * clip.text_features([prefix + prompt for prompt in prompts])).sum(1)
+            assert cosines[0] < -0.1
+            assert cosines[1] > 0.1
+            expected = list(map(formula, cosines.tolist()))
+            assert reward(image, prompts).tolist() == pytest.approx(expected, abs=1e-5)
 
     def test_a_negative_cosine_scores_0_and_has_no_gradient(self, clip):
         image = images(1, 3, 16, 16).requires_grad_()
@@ -180,9 +187,10 @@ class TestClipRewards:
 
     def test_hpsv2_sees_the_whole_image(self, clip):
         wide = images(1, 3, 8, 32)
-        assert torch.allclose(
-            HPSv2(clip)(wide, ["cat"]), HPSv2(clip)(padded(wide, 16).clamp(0, 1), ["cat"]), atol=2e-3
-        )
+        pixels = (padded(wide, 16) - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        seen = clip.network.module.get_image_features(pixel_values=pixels).pooler_output[0]
+        expected = (seen / seen.norm()) @ clip.text_features(["cat"])[0]
+        assert HPSv2(clip)(wide, ["cat"]).item() == pytest.approx(expected.item(), abs=1e-6)
         outside = wide.clone()
         outside[..., :4] = 1 - outside[..., :4]
         assert HPSv2(clip)(outside, ["cat"]) != HPSv2(clip)(wide, ["cat"])
@@ -192,8 +200,8 @@ class TestClipRewards:
         with pytest.warns(UserWarning, match="not read is 'dog dog'"):
             PickScore(clip)(images(1, 3, 16, 16), ["cat " * 10 + "dog dog"])
 
-    def test_gradients_by_finite_differences(self, models):
-        exact = Clip.load(models / "clip", dtype=torch.float64)
+    def test_gradients_by_finite_differences(self, clip):
+        exact = Clip(in_double(clip.network))
         image = (0.2 + 0.6 * images(2, 3, 6, 9)).double().requires_grad_()
         for reward in (
             PickScore(exact),
@@ -224,7 +232,7 @@ class TestImageReward:
                 assert got == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
     def test_gradients_by_finite_differences(self, models):
-        exact = ImageReward.load(models / "image_reward", dtype=torch.float64)
+        exact = ImageReward(in_double(ImageReward.load(models / "image_reward").network))
         image = (0.2 + 0.6 * images(2, 3, 6, 9)).double().requires_grad_()
         assert gradcheck(lambda x: exact(x, PROMPTS), image)
 
@@ -268,10 +276,13 @@ class TestWeightedSum:
         assert torch.equal(values["jpeg size"], JpegSize()(image, PROMPTS))
         assert both.name == "2 pick score - 0.5 jpeg size + 1 hpsv2"
 
-    def test_it_is_differentiable_if_all_are(self, clip):
+    def test_it_is_differentiable_if_all_are_and_reads_the_prompt_if_one_does(self, clip):
         smooth = WeightedSum([PickScore(clip), HPSv2(clip)], [1.0, 3.0])
         assert smooth.is_differentiable
         assert not WeightedSum([PickScore(clip), JpegSize()], [1.0, 1.0]).is_differentiable
+        assert smooth.reads_prompt
+        assert WeightedSum([PickScore(clip), JpegSize()], [1.0, 1.0]).reads_prompt
+        assert not WeightedSum([JpegCompressibility(), JpegSize()], [1.0, 1.0]).reads_prompt
         image = images(1, 3, 16, 16).requires_grad_()
         (whole,) = torch.autograd.grad(smooth(image, ["cat"]).sum(), image)
         (pick,) = torch.autograd.grad(PickScore(clip)(image, ["cat"]).sum(), image)
@@ -357,6 +368,73 @@ class TestOracle:
 
         with pytest.raises(OracleError, match="'value' cannot be told from the sum"):
             RewardOracle(WeightedSum([Value()], [1.0]))
+
+    @pytest.mark.parametrize("prompt", ["", " \n"])
+    def test_a_prompt_that_was_forgotten_is_asked_for(self, clip, prompt):
+        for reward in (PickScore(clip), WeightedSum([JpegSize(), PickScore(clip)], [1.0, 1.0])):
+            with pytest.raises(
+                OracleError, match=r"reads the prompt, and its oracle has none; say what .* show"
+            ):
+                RewardOracle(reward, prompt)
+        assert RewardOracle(FunctionReward(brightness), prompt).prompt == prompt
+        with pytest.raises(OracleError, match="the reward mine reads the prompt"):
+            RewardOracle(FunctionReward(brightness, reads_prompt=True, name="mine"), prompt)
+
+
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+
+
+class TestOracleOnADevice:
+    """The device "meta" is on every machine; it computes nothing, but shows where things are."""
+
+    def test_the_reward_is_moved_and_gets_its_images_there(self, clip):
+        seen = []
+
+        def seeing(images, prompts):
+            seen.append(images.device.type)
+            return torch.zeros(len(images))
+
+        oracle = RewardOracle(FunctionReward(seeing), device="meta")
+        assert [e.outcomes["value"] for e in oracle.evaluate(images(2, 3, 8, 8))] == [0.0, 0.0]
+        assert seen == ["meta", "meta"]
+        assert RewardOracle(PickScore(clip), "cat", device="meta").reward.clip.network.device.type == "meta"
+
+    def test_without_one_nothing_is_moved(self, clip):
+        moved = PickScore(clip).to("meta")
+        assert RewardOracle(moved, "cat").reward is moved
+
+    def test_it_is_no_part_of_the_record(self, clip):
+        from bbo.config.describe import describe_oracle
+
+        here, there = (RewardOracle(PickScore(clip), "cat", device=device) for device in (None, "cpu"))
+        assert here == there
+        assert describe_oracle(here) == describe_oracle(there)
+        assert "device" not in describe_oracle(there)
+
+    def test_another_process_puts_it_on_the_same_device(self, clip):
+        oracle = RewardOracle(PickScore(clip), "cat", (3, 8, 8), 2, False, device="meta")
+        arrived = copy.deepcopy(oracle)
+        assert arrived.reward.clip.network is oracle.reward.clip.network
+        assert arrived == oracle
+        assert (arrived.design_shape, arrived.n_per_call, arrived.is_idempotent) == ((3, 8, 8), 2, False)
+        assert replace(oracle, prompt="dog").reward.clip.network.device.type == "meta"
+
+    @pytest.mark.parametrize("reward", [JpegSize(), FunctionReward(brightness)])
+    def test_a_device_there_is_not(self, reward):
+        with pytest.raises(OracleError, match="there is no device 'nonsense' here"):
+            RewardOracle(reward, device="nonsense")
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_on_a_gpu_it_says_the_same(self, clip):
+        both = WeightedSum([PickScore(clip), JpegSize()], [1.0, 0.1])
+        here, there = (RewardOracle(both, "cat", device=device) for device in (None, "cuda"))
+        assert there.reward.rewards[0].clip.network.device.type == "cuda"
+        for one, other in zip(
+            here.evaluate(images(3, 3, 16, 16)), there.evaluate(images(3, 3, 16, 16)), strict=True
+        ):
+            assert other.outcomes == pytest.approx(one.outcomes, abs=1e-3)
 
 
 def test_a_sum_takes_its_networks_to_a_device(tmp_path):
