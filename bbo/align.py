@@ -55,6 +55,11 @@ class Alignment:
                 f"rewards are for images of shape (1 or 3, height, width), and this prior's designs have shape "
                 f"{self.prior.design_shape}"
             )
+        if self.reward.reads_prompt and not isinstance(self.prior, Prompted):
+            raise ConfigError(
+                f"the reward {self.reward.name} reads the prompt of an image, and this prior has none; take a prior "
+                "with prompts, or a reward that reads none"
+            )
         if self.sampler.guidance is not None and not self.reward.is_differentiable:
             raise ConfigError(
                 f"the reward {self.reward.name} has no gradient, so it cannot guide; set sampler.guidance to null and "

@@ -110,6 +110,14 @@ def test_settings_that_cannot_be(changes, said, prior):
         settings(prior, **changes)
 
 
+def test_a_reward_that_reads_prompts_needs_a_prior_that_has_some(tmp_path):
+    prior = DDPMPrior.from_pretrained(save_tiny("ddpm", tmp_path), n_steps=2)
+    with pytest.raises(
+        ConfigError, match="the reward function reads the prompt of an image, and this prior has none"
+    ):
+        settings(prior, reward=replace(REWARD, reads_prompt=True))
+
+
 def test_designs_that_are_no_images():
     with pytest.raises(ConfigError, match=r"images of shape .* this prior's designs have shape \(2,\)"):
         settings(GaussianPrior(mean=torch.zeros(2)))
