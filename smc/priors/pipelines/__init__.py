@@ -5,7 +5,7 @@
     DDPMPrior                 unconditional, in pixels
 
 Nothing of a pipeline is copied or patched: its networks predict, its autoencoder decodes, and its scheduler's table
-and spacing are read once (`chain.py`). diffusers is imported when a pipeline is loaded.
+and spacing are read once (`schedulers.py`). diffusers is imported when a pipeline is loaded.
 """
 
 from smc.priors.pipelines.latent_consistency import LatentConsistencyPrior

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from smc.errors import PriorError
-from smc.priors.pipelines.chain import consistency_chain
 from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latent_prior import LatentPrior, image_size
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
 from smc.priors.pipelines.precision import Precision
 from smc.priors.pipelines.prompting import Prompting, reader_digest
+from smc.priors.pipelines.schedulers import consistency_chain
 from smc.priors.pipelines.stable_diffusion import unet_output
 
 

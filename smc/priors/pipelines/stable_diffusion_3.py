@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smc.priors.pipelines.chain import flow_chain
 from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latent_prior import LatentPrior, image_size
 from smc.priors.pipelines.latents import ImageDecoder
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
 from smc.priors.pipelines.precision import Precision
 from smc.priors.pipelines.prompting import T5_TOKENS, Prompting, reader_digest
+from smc.priors.pipelines.schedulers import flow_chain
 
 
 class StableDiffusion3Prior(LatentPrior):

@@ -15,11 +15,12 @@ from torch import Generator, Tensor, nn
 from smc.errors import PriorError
 from smc.noise import normal
 from smc.prior import Denoised
-from smc.priors.pipelines.chain import GaussianChain, ddim_chain
+from smc.priors.pipelines.chain import GaussianChain
 from smc.priors.pipelines.latent_prior import digest
 from smc.priors.pipelines.latents import to_unit_range
 from smc.priors.pipelines.loading import PathOrId, load_pipeline
 from smc.priors.pipelines.precision import Precision
+from smc.priors.pipelines.schedulers import ddim_chain
 from smc.schedule import GaussianKernel, Steps
 
 

@@ -16,15 +16,8 @@ from diffusers import (
 
 from smc.errors import PriorError
 from smc.prior import CLEAN, Denoised
-from smc.priors.pipelines.chain import (
-    consistency_chain,
-    ddim_chain,
-    flow_chain,
-    from_epsilon,
-    from_flow,
-    from_sample,
-    from_v,
-)
+from smc.priors.pipelines.chain import from_epsilon, from_flow, from_sample, from_v
+from smc.priors.pipelines.schedulers import consistency_chain, ddim_chain, flow_chain
 from smc.schedule import ddim_std, renoising_std
 
 MEANS, STDS, SHARES = (torch.tensor(v, dtype=torch.float64) for v in ([-2.0, 1.5], [0.4, 0.7], [0.3, 0.7]))
