@@ -50,7 +50,7 @@ class AlignFolder:
         record = path / "align.json"
         if record.is_file():
             recorded = json.loads(record.read_text(encoding="utf-8"))
-            check_same(recorded["settings"], asked, str(path))
+            check_same(recorded["settings"], asked, str(path), "alignment")
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FolderError(
                 f"{path} holds something already, and nothing is overwritten; name another directory"

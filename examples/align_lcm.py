@@ -4,6 +4,7 @@ python examples/align_lcm.py --prior models/lcm --clip models/clip-vit-large-pat
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from bbo.align import Alignment, align
@@ -16,10 +17,10 @@ from oracles.images.clip_rewards import ClipScore
 from oracles.images.reward import WeightedSum
 from smc.priors.pipelines import LatentConsistencyPrior
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--prior", type=Path, help="folder of a LatentConsistencyModelPipeline")
-parser.add_argument("--clip", type=Path, help="folder of CLIP ViT-L/14")
-parser.add_argument("--head", type=Path, help="the aesthetic head, as safetensors")
+parser, needs = argparse.ArgumentParser(), "--tiny" not in sys.argv
+parser.add_argument("--prior", type=Path, required=needs, help="folder of a LatentConsistencyModelPipeline")
+parser.add_argument("--clip", type=Path, required=needs, help="folder of CLIP ViT-L/14")
+parser.add_argument("--head", type=Path, required=needs, help="the aesthetic head, as safetensors")
 parser.add_argument("--prompts", nargs="+", default=["a photo of a red house"])
 parser.add_argument("--out", type=Path, default=Path("runs/align_lcm"))
 parser.add_argument("--device", default="cpu")

@@ -4,6 +4,7 @@ python examples/align_sd15.py --prior models/sd15 --clip models/clip-vit-large-p
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from bbo.align import Alignment, align
@@ -15,10 +16,10 @@ from oracles.images.aesthetic import Aesthetic
 from smc.priors.pipelines import StableDiffusionPrior
 from smc.sampler import SamplerConfig
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--prior", type=Path, help="folder of a StableDiffusionPipeline")
-parser.add_argument("--clip", type=Path, help="folder of CLIP ViT-L/14")
-parser.add_argument("--head", type=Path, help="the aesthetic head, as safetensors")
+parser, needs = argparse.ArgumentParser(), "--tiny" not in sys.argv
+parser.add_argument("--prior", type=Path, required=needs, help="folder of a StableDiffusionPipeline")
+parser.add_argument("--clip", type=Path, required=needs, help="folder of CLIP ViT-L/14")
+parser.add_argument("--head", type=Path, required=needs, help="the aesthetic head, as safetensors")
 parser.add_argument("--prompts", nargs="+", default=["cat", "dog", "horse"])
 parser.add_argument("--out", type=Path, default=Path("runs/align_sd15"))
 parser.add_argument("--device", default="cpu")

@@ -4,6 +4,7 @@ python examples/align_sdxl.py --prior models/sdxl --pick-score models/PickScore_
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from bbo.align import Alignment, align
@@ -15,9 +16,9 @@ from oracles.images.clip_rewards import PickScore
 from smc.priors.pipelines import Dtype, Precision, StableDiffusionXLPrior
 from smc.sampler import SamplerConfig
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--prior", type=Path, help="folder of a StableDiffusionXLPipeline")
-parser.add_argument("--pick-score", type=Path, help="folder of PickScore's CLIP")
+parser, needs = argparse.ArgumentParser(), "--tiny" not in sys.argv
+parser.add_argument("--prior", type=Path, required=needs, help="folder of a StableDiffusionXLPipeline")
+parser.add_argument("--pick-score", type=Path, required=needs, help="folder of PickScore's CLIP")
 parser.add_argument("--prompts", nargs="+", default=["a photo of a cat in the rain"])
 parser.add_argument("--out", type=Path, default=Path("runs/align_sdxl"))
 parser.add_argument("--device", default="cpu")
@@ -25,7 +26,6 @@ parser.add_argument("--tiny", action="store_true", help="random weights at toy s
 options = parser.parse_args()
 if options.tiny:
     options.prior, options.pick_score = tiny_folder("stable_diffusion_xl"), tiny_clip()
-
 prior = StableDiffusionXLPrior.from_pretrained(
     options.prior,
     prompts=options.prompts,

@@ -21,3 +21,12 @@ def test_an_example_runs_without_weights(name, n_images, tmp_path):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("align_*.py")), ids=lambda path: path.stem)
 def test_an_example_fits_on_a_screen(path):
     assert len(path.read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("align_*.py")), ids=lambda path: path.stem)
+def test_an_example_says_what_it_needs(path):
+    done = subprocess.run(
+        [sys.executable, path], cwd=path.parents[1], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "the following arguments are required: --prior" in done.stderr

@@ -90,7 +90,9 @@ def describe_oracle(oracle: Oracle) -> dict[str, object]:
     return {**told, "name": oracle.name} if isinstance(told, dict) else {"name": oracle.name}
 
 
-def check_same(recorded: Mapping[str, object], asked: Mapping[str, object], where: str) -> None:
+def check_same(
+    recorded: Mapping[str, object], asked: Mapping[str, object], where: str, what: str = "campaign"
+) -> None:
     """Raise ConfigMismatchError, naming every setting that differs, unless both configs are the same."""
     old = {path: repr(value) for path, value in _flat(recorded)}
     new = {path: repr(value) for path, value in _flat(asked)}
@@ -101,7 +103,7 @@ def check_same(recorded: Mapping[str, object], asked: Mapping[str, object], wher
     ]
     if differences:
         raise ConfigMismatchError(
-            f"the campaign {where} was started with other settings: {'; '.join(differences)}. "
+            f"the {what} {where} was started with other settings: {'; '.join(differences)}. "
             "Use the same settings to go on with it, or another directory to start anew"
         )
 

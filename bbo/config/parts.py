@@ -82,6 +82,10 @@ def _said(mistake: Mapping[str, Any], known: Sequence[str]) -> str:
             return f"unknown type {mistake['ctx']['tag']!r}{did_you_mean(str(mistake['ctx']['tag']), known)}"
         case "literal_error" | "enum" if isinstance(got, str):
             return f"unknown value {got!r}{did_you_mean(got, known)}"
+        case "sequence_str":
+            return f"expected a list, got the text {got!r}; write [{got!r}]"
+        case "is_instance_of" if mistake["ctx"]["class"] == "Sequence":
+            return f"expected a list, got {got!r}"
         case "model_type" | "model_attributes_type":
             return f"expected a section with keys, got {got!r}"
     said = mistake["msg"].removeprefix("Value error, ")

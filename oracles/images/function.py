@@ -25,8 +25,17 @@ class FunctionReward:
     name: str = "function"
 
     def __call__(self, images: Float[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
-        """Return what the function answers. Raises OracleError unless that is one floating point number an image."""
-        answer = self.function(images, prompts)
+        """Return what the function answers.
+
+        Raises OracleError unless that is one floating point number an image, and when the function raises; but not for
+        a GPU whose memory is full, which fewer images at a time may mend.
+        """
+        try:
+            answer = self.function(images, prompts)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise OracleError(f"the reward {self.name} raised {type(error).__name__}: {error}") from error
         if not isinstance(answer, Tensor) or answer.shape != (len(images),) or not answer.is_floating_point():
             came = (
                 f"{answer.dtype} of shape {tuple(answer.shape)}"

@@ -67,8 +67,8 @@ class Source:
             )
         if self.revision is None or _COMMIT.fullmatch(self.revision) is None:
             raise OracleError(
-                f"there is no folder {self.model}, and as a hub id it needs a revision of 40 hex digits, the commit "
-                f"whose weights are meant; got {self.revision!r}"
+                f"there is no folder {self.model}; if that is a hub id, it needs a revision of 40 hex digits, the "
+                f"commit whose weights are meant; got {self.revision!r}"
             )
         return self._cached() or self._downloaded()
 

@@ -17,6 +17,7 @@ from bbo.cli import app
 from bbo.config.align_plan import load_align_plan
 from bbo.errors import ConfigError, ConfigMismatchError
 from experiments.tiny_pipelines import save_tiny
+from oracles.errors import OracleError
 from oracles.images.function import FunctionReward
 from oracles.images.jpeg import JpegSize
 from oracles.images.reward import WeightedSum
@@ -223,7 +224,7 @@ def test_a_run_that_was_broken_off_goes_on(after, where, prior, tmp_path, monkey
 def test_other_settings_are_another_folder(prior, tmp_path):
     AlignFolder.open(tmp_path, settings(prior))
     AlignFolder.open(tmp_path, settings(prior, sampler=SamplerConfig(n_particles=3, max_batch=1)))
-    with pytest.raises(ConfigMismatchError, match=r"kl_coef is 0\.1 there and 0\.2 here"):
+    with pytest.raises(ConfigMismatchError, match=r"the alignment .*kl_coef is 0\.1 there and 0\.2 here"):
         AlignFolder.open(tmp_path, settings(prior, kl_coef=0.2))
 
 
@@ -326,6 +327,25 @@ def test_every_mistake_of_a_file_is_told_at_once(config):
     assert "prior.n_stepz: unknown key; did you mean 'n_steps'?" in said
     assert "reward: unknown type 'sum'" in said
     assert "sampler.n_islands: there is one island an image; set align.images_per_prompt instead" in said
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("a cat", r"prior\.prompts: expected a list, got the text 'a cat'; write \['a cat'\]"),
+        ("null", "expected a list, got None"),
+    ],
+)
+def test_prompts_that_are_no_list(written, said, config):
+    config.write_text(config.read_text().replace("prompts: [a cat, a dog]", f"prompts: {written}"))
+    with pytest.raises(ConfigError, match=said):
+        load_align_plan(config)
+
+
+def test_a_reward_that_raises_is_told_in_one_line(config, tmp_path):
+    (tmp_path / "rewards.py").write_text("def dark(images):\n    return images.mean()\n")
+    with pytest.raises(OracleError, match=r"the reward dark raised TypeError: dark\(\) takes 1 positional"):
+        list(align(load_align_plan(config).alignment))
 
 
 def test_a_mistake_inside_a_sum_has_its_place(config):

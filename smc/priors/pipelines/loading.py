@@ -151,8 +151,9 @@ def _located(
         )
     if revision is None or not _COMMIT.fullmatch(revision):
         raise PriorError(
-            f"{path_or_id} is no folder here, and a hub's model is pinned to a commit: expected a revision of 40 hex "
-            f"digits, got {revision!r}; the model's page lists them under Files, History"
+            f"there is no folder {path_or_id}. If that is the name of a model on a hub, it has to be pinned to a "
+            f"commit: expected a revision of 40 hex digits, got {revision!r}; the model's page lists them under Files, "
+            "History"
         )
     return _from_hub(path_or_id, revision, variant, local_files_only)
 
@@ -183,7 +184,8 @@ def _from_hub(model: str, revision: str, variant: str | None, local_files_only: 
         f"{model} at {revision[:8]} is not whole in the local cache"
         + (", and only local files are allowed" if local_files_only else f" and {why}")
         + f"; where there is a network, run\n  hf download {model} --revision {revision} "
-        "--include '*.json' '*.txt' '*.model' '*.safetensors'\n"
+        + " ".join(f"--include '{pattern}'" for pattern in ("*.json", "*.txt", "*.model", "*.safetensors"))
+        + "\n"
         "and take the cache (HF_HOME) along, or name the folder that command prints"
     )
 
