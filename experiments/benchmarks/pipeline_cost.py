@@ -164,12 +164,12 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 def measure(options: harness.Options) -> harness.Figures:
     """Return the figures of this benchmark."""
     has_cuda = torch.cuda.is_available()
-    n_particles, n_steps = (4, 3) if options.is_quick else (16, 6)
+    n_particles, n_steps = (4, 3) if options.is_quick else (8, 4)
     loads = {kind: Load(kind, n_particles, n_steps, 32) for kind in PRIORS}
     if has_cuda:
         loads = {"sd15_sized": Load("sd15_sized", 4, 6, 512, "cuda")}
     n_pairs = 1 if options.is_quick else options.n_seeds
-    largest = next(iter(loads.values())) if has_cuda else Load("stable_diffusion", n_particles, 3, 96)
+    largest = next(iter(loads.values())) if has_cuda else Load("stable_diffusion", 2 * n_particles, 3, 96)
     figures = {"memory_ratio": float(np.median([_memory_ratio(largest) for _ in range(n_pairs)]))}
     if not options.is_quick:
         figures |= capacity("cuda" if has_cuda else "cpu")
