@@ -56,9 +56,10 @@ class AlignFolder:
                 f"{path} holds something already, and nothing is overwritten; name another directory"
             )
         else:
-            for folder in ("drawn", "particles"):
-                (path / folder).mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             _write(record, json.dumps({"settings": asked, "versions": describe_versions()}, indent=2) + "\n")
+        for folder in ("drawn", "particles"):  # after the record: a run that is killed here can go on
+            (path / folder).mkdir(exist_ok=True)
         done = {int(image.stem) for image in (path / "drawn").glob("*.png")}
         done |= {int(row["island"]) for row in _rows(path / "lost.csv")}
         for name in ("particles.csv", "steps.csv"):

@@ -221,6 +221,16 @@ def test_a_run_that_was_broken_off_goes_on(after, where, prior, tmp_path, monkey
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def test_a_run_that_was_killed_before_its_first_image_goes_on(prior, tmp_path):
+    alignment = settings(prior)
+    AlignFolder.open(tmp_path / "out", alignment)
+    for folder in ("drawn", "particles"):
+        (tmp_path / "out" / folder).rmdir()
+    again = AlignFolder.open(tmp_path / "out", alignment)
+    again.add(next(align(alignment, again.done)))
+    assert (tmp_path / "out/drawn/0000.png").exists()
+
+
 def test_other_settings_are_another_folder(prior, tmp_path):
     AlignFolder.open(tmp_path, settings(prior))
     AlignFolder.open(tmp_path, settings(prior, sampler=SamplerConfig(n_particles=3, max_batch=1)))

@@ -133,7 +133,9 @@ class _ScaleUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         largest = grad.flatten(1).abs().amax(1)
-        exponent = torch.where(largest > 0, -torch.frexp(largest).exponent, 0)
+        exponent = torch.where(largest > 0, -torch.frexp(largest).exponent, 0).clamp(
+            -126, 126
+        )  # of normal numbers
         factor = torch.ldexp(torch.ones_like(largest), exponent).view(-1, *[1] * (grad.ndim - 1))
         ctx.factors[:] = [factor]
         return grad * factor, None

@@ -188,6 +188,13 @@ def test_rows_are_scaled_on_their_own(saved):
         assert (ours - theirs).norm() / theirs.norm() < 0.05
 
 
+def test_a_gradient_below_all_normal_numbers_stays_finite(saved):
+    prior = prior_of(saved, weights=Dtype.FLOAT16)
+    x = prior.init(1, torch.Generator().manual_seed(0)).requires_grad_()
+    value = 1e-42 * prior.denoise(x, prior.steps[1][0]).x0.sum()
+    assert torch.isfinite(torch.autograd.grad(value, x)[0]).all()
+
+
 def test_a_gradient_of_zero_stays_zero(saved):
     prior = prior_of(saved, weights=Dtype.FLOAT16)
     x = prior.init(1, torch.Generator().manual_seed(0)).requires_grad_()
