@@ -27,6 +27,13 @@ class Archive:
         """Return the designs of these queries, as they were reserved."""
         return torch.stack([self._artifact(q.artifact)["design"][q.row] for q in queries])
 
+    def latents(self, queries: Sequence[Query]) -> Float[Tensor, "n *event"] | None:
+        """Return their clean latents; None where some have none, since people brought the designs."""
+        artifacts = [self._artifact(q.artifact) for q in queries]
+        if not all("x0" in artifact for artifact in artifacts):
+            return None
+        return torch.stack([tensors["x0"][q.row] for tensors, q in zip(artifacts, queries, strict=True)])
+
     def features(self, queries: Sequence[Query]) -> Float[Tensor, "n d"]:
         """Return their features."""
         for artifact in dict.fromkeys(q.artifact for q in queries):
@@ -55,6 +62,8 @@ class Archive:
             pending=self.features(under_way) if under_way else None,
             designs=self.designs([*answered, *under_way]),
             covariance=self._executor.covariance,
+            x0=self.latents(answered),
+            seeds=tuple(past.seed for past in self._ledger.rounds()),
         )
 
     def _artifact(self, sha256: str) -> dict[str, Tensor]:

@@ -106,6 +106,13 @@ class Executor(Protocol):
         """Processes that sample besides this one; 0 where this one does it all."""
         ...
 
+    def here(self) -> LocalExecutor:
+        """Return prior and encoder in this process, for methods that do more with the networks than sample.
+
+        Raises ExecutorError where they are on other machines.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of what was taken: workers, memory."""
         ...
@@ -165,6 +172,10 @@ class LocalExecutor:
         if hasattr(encoder, "to"):
             encoder = moved(encoder, self.device)
         return replace(self, encoder=encoder, covariance=covariance)
+
+    def here(self) -> LocalExecutor:
+        """Return this executor: all it has is in this process."""
+        return self
 
     def close(self) -> None:
         """Do nothing: what was taken goes with this object."""

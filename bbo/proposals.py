@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bbo.executor import Executor
@@ -38,6 +38,12 @@ class Observations:
     """How features vary together over the prior's designs; None where nobody looked."""
     rounds: tuple[Hindsight, ...] = ()
     """What earlier rounds predicted, held against the answers."""
+    x0: Float[Tensor, "n *event"] | None = None
+    """Clean latents of the designs; None where some have none, since people brought them."""
+    round: Int[Tensor, " n"] | None = None
+    """Number of the round in which each was proposed; None where nobody noted it."""
+    seeds: tuple[int, ...] = ()
+    """What each round so far was proposed from, the first one first: enough to propose it again."""
 
     @classmethod
     def none(cls) -> Observations:
@@ -55,6 +61,8 @@ class Observations:
         pending: Float[Tensor, "m d"] | None,
         designs: Float[Tensor, "k *design"],
         covariance: Float[Tensor, "d d"] | None,
+        x0: Float[Tensor, "n *event"] | None = None,
+        seeds: tuple[int, ...] = (),
     ) -> Observations:
         """Return the answers to these queries, whose features are X; noise where it is known of every outcome."""
         done = [q.evaluation for q in queries if q.evaluation is not None and q.evaluation.error is None]
@@ -68,6 +76,31 @@ class Observations:
             designs=designs,
             covariance=covariance,
             rounds=in_hindsight(queries, objective),
+            x0=x0,
+            round=torch.tensor([q.round for q in queries]),
+            seeds=seeds,
+        )
+
+    def before(self, number: int) -> Observations:
+        """Return what was known when the round of this number was proposed, had all earlier ones been answered."""
+        if self.round is None:
+            raise ValueError("these observations do not say in which rounds they were made")
+        is_known = self.round < number
+        of_feasible = is_known[self.is_feasible]
+        if not is_known.any():
+            return Observations.none()
+        return replace(
+            self,
+            X=self.X[is_known],
+            is_feasible=self.is_feasible[is_known],
+            y=self.y[of_feasible],
+            noise_std=None if self.noise_std is None else self.noise_std[of_feasible],
+            pending=None,
+            designs=None if self.designs is None else self.designs[: len(is_known)][is_known],
+            rounds=tuple(past for past in self.rounds if past.round < number),
+            x0=None if self.x0 is None else self.x0[is_known],
+            round=self.round[is_known],
+            seeds=self.seeds[:number],
         )
 
     @property

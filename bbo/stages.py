@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bbo.config.describe import digest
 from bbo.errors import BlobError
-from bbo.executor import Executor, OnShard, Sampled, SampleRequest, unheard
+from bbo.executor import Executor, LocalExecutor, OnShard, Sampled, SampleRequest, unheard
 from bbo.ledger.durable import fsync_directory, make_directory, write_durably
 from bbo.potential import Potential
 from bbo.workload import Sampling
@@ -82,6 +82,10 @@ class RecallingExecutor:
     def n_workers(self) -> int:
         """Processes that sample besides this one; 0 where this one does it all."""
         return self.executor.n_workers
+
+    def here(self) -> LocalExecutor:
+        """Return prior and encoder in this process. Raises ExecutorError where they are on other machines."""
+        return self.executor.here()
 
     def encoding(self, encoder: Encoder, covariance: Float[Tensor, "d d"] | None) -> RecallingExecutor:
         """Return this executor with another encoder."""

@@ -80,7 +80,7 @@ class SteeredPrior:
     ) -> Candidates:
         """Return n candidates: fit → temper → sample → select."""
         if len(observed.y) < 2:
-            return self._propose_from_prior(executor, n, seed, stage)
+            return from_prior(executor, n, seed, stage, self.sampler.max_batch)
         with stage("fit"):
             potential = self.fit(observed, seed)
         with stage("temper"):
@@ -181,14 +181,18 @@ class SteeredPrior:
             for shard in range(self.n_shards)
         ]
 
-    def _propose_from_prior(self, executor: Executor, n: int, seed: int, stage: Stage) -> Candidates:
-        plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=self.sampler.max_batch)
-        requests = [SampleRequest(plain, seeds.derive(seed, "sample", 0))]
-        with stage("sample"):
-            (shard,) = executor.sample(None, requests)
-        picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
-        x0, provenance = _origin(picks, requests, [shard.result], "prior")
-        return Candidates(x0, executor.decode(x0), provenance)
+
+def from_prior(
+    executor: Executor, n: int, seed: int, stage: Stage, max_batch: int | None = None
+) -> Candidates:
+    """Return n draws of the prior as it is: what every campaign begins with, the same for the same seed."""
+    plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=max_batch)
+    requests = [SampleRequest(plain, seeds.derive(seed, "sample", 0))]
+    with stage("sample"):
+        (shard,) = executor.sample(None, requests)
+    picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
+    x0, provenance = _origin(picks, requests, [shard.result], "prior")
+    return Candidates(x0, executor.decode(x0), provenance)
 
 
 def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:

@@ -8,13 +8,14 @@ Notation (code → papers):  x → x_t,  x0 → x̂_0(x_t),  eps → ε̂(x_t), 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from smc.rows import overwritten
 
@@ -130,9 +131,34 @@ class ByIsland(Protocol):
         ...
 
 
+_T = TypeVar("_T")
+
+
+def with_copy(prior: _T, attribute: str) -> tuple[_T, nn.Module]:
+    """Return a prior that is the same but for a copy of one network, and that copy, which may learn."""
+    network: nn.Module = copy.deepcopy(getattr(prior, attribute)).requires_grad_(True)
+    follower = copy.copy(prior)
+    follower.__dict__.pop("_fingerprint", None)  # where one is kept, it is that of the weights before
+    object.__setattr__(
+        follower, attribute, network
+    )  # the dataclasses are frozen, and would freeze the network, too
+    return follower, network
+
+
 def rows_of(prior: Prior, island: Int[Tensor, " n"]) -> Prior:
     """Return the prior that these rows have: the same for all where it does not tell islands apart."""
     return prior.of_islands(island) if isinstance(prior, ByIsland) else prior
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A prior with a network that fine-tuning may change."""
+
+    def trainable(self) -> tuple[Prior, nn.Module]:
+        """Return a prior that is the same but for a copy of its network, and that copy, which may learn: its
+        parameters have gradients, and the prior follows them.
+        """
+        ...
 
 
 @runtime_checkable

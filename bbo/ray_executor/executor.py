@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bbo.config.describe import describe_versions
 from bbo.errors import ExecutorError
-from bbo.executor import OnShard, Sampled, SampleRequest, unheard
+from bbo.executor import LocalExecutor, OnShard, Sampled, SampleRequest, unheard
 from bbo.places import Ray
 from bbo.potential import Potential
 from bbo.ray_executor.connection import CONNECTION, sent
@@ -90,6 +90,13 @@ class RayExecutor:
     def n_workers(self) -> int:
         """Workers that have the prior in memory."""
         return self.crew.n_ready
+
+    def here(self) -> LocalExecutor:
+        """Refuse: the networks are on other machines."""
+        raise ExecutorError(
+            "this method does more with the prior's networks than sample (it trains or differentiates them), and they "
+            "are on the workers of a cluster; use executor: {type: local}"
+        )
 
     def calling(self, oracle: Oracle) -> RemoteOracle:
         """Return the oracle as one that is called by tasks of this cluster."""

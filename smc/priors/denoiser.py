@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from smc.errors import PriorError
 from smc.noise import normal
-from smc.prior import Denoised
+from smc.prior import Denoised, with_copy
 from smc.schedule import (
     GaussianKernel,
     Spacing,
@@ -201,6 +201,10 @@ class Denoiser:
     def encode(self, designs: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the clean latents of designs, the inverse of `decode`."""
         return (designs - self.mean) / self.std
+
+    def trainable(self) -> tuple[Denoiser, nn.Module]:
+        """Return a prior that is the same but for a copy of the network, and that copy, which may learn."""
+        return with_copy(self, "network")
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with the weights, the scale, the chain and eta."""

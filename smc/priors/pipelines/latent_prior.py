@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from smc.errors import PriorError
 from smc.noise import normal
-from smc.prior import Denoised
+from smc.prior import Denoised, with_copy
 from smc.priors.pipelines.chain import Chain
 from smc.priors.pipelines.conditions import Conditions, Embeddings
 from smc.priors.pipelines.latents import ImageDecoder
@@ -95,6 +95,10 @@ class LatentPrior(ABC):
     def decode(self, x0: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         """Return images in 0 … 1, differentiable in x0 where they are not clipped."""
         return self.decoder(x0)
+
+    def trainable(self) -> tuple[LatentPrior, nn.Module]:
+        """Return a prior that is the same but for a copy of the network, and that copy, which may learn."""
+        return with_copy(self, "network")
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with the weights, the prompts, the chain, the size and the precision.

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from smc.errors import PriorError
 from smc.noise import normal
-from smc.prior import Denoised
+from smc.prior import Denoised, with_copy
 from smc.priors.pipelines.chain import GaussianChain
 from smc.priors.pipelines.latent_prior import digest
 from smc.priors.pipelines.latents import to_unit_range
@@ -127,6 +127,10 @@ class DDPMPrior:
     def encode(self, designs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Return the clean latents of images in 0 … 1."""
         return 2 * designs - 1
+
+    def trainable(self) -> tuple[DDPMPrior, nn.Module]:
+        """Return a prior that is the same but for a copy of the network, and that copy, which may learn."""
+        return with_copy(self, "unet")
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change with the weights and the chain."""
