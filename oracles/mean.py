@@ -94,27 +94,35 @@ class MeanOf:
             if isinstance(last, NotAccepted) and paid and not self.is_idempotent:
                 return Unanswered(f"{last}; {len(paid)} of {len(self.oracles)} oracles had answered already")
             return last
-        cost, told = sum(evaluation.cost for evaluation in paid), {"of": [_told(e) for e in paid]}
-        names = {tuple(sorted(evaluation.outcomes)) for evaluation in paid if evaluation.error is None}
-        if last.error is not None:
-            reason = f"oracle {len(paid)} of {len(self.oracles)}, {self.oracles[len(paid) - 1].name}: {last.error}"
-            return Evaluation(error=reason, cost=cost, metadata=told)
-        if len(names) > 1:
-            found = " | ".join(", ".join(each) for each in sorted(names))
-            reason = f"a mean needs outcomes of the same names, got {found}"
-            return Evaluation(error=reason, cost=cost, metadata=told)
+        if (reason := self._fault(paid)) is not None:
+            return Evaluation(error=reason, cost=_cost(paid), metadata=_told(paid))
         means = {name: sum(e.outcomes[name] for e in paid) / len(paid) for name in last.outcomes}
         noise = {
             name: math.hypot(*(e.noise_std[name] for e in paid)) / len(paid)
             for name in means
             if all(name in e.noise_std for e in paid)
         }
-        return Evaluation(means, None, noise, cost, told)
+        return Evaluation(means, None, noise, _cost(paid), _told(paid))
+
+    def _fault(self, paid: Sequence[Evaluation]) -> str | None:
+        """Return why these have no mean: the last failed, or they are of different things. None where they have one."""
+        if paid[-1].error is not None:
+            name = self.oracles[len(paid) - 1].name
+            return f"oracle {len(paid)} of {len(self.oracles)}, {name}: {paid[-1].error}"
+        names = {tuple(sorted(evaluation.outcomes)) for evaluation in paid}
+        if len(names) == 1:
+            return None
+        found = " | ".join(", ".join(each) for each in sorted(names))
+        return f"a mean needs outcomes of the same names, got {found}"
 
 
 def _is_good(answer: Answer) -> bool:
     return isinstance(answer, Evaluation) and answer.error is None
 
 
-def _told(evaluation: Evaluation) -> dict[str, object]:
-    return {**evaluation.metadata, **evaluation.outcomes}
+def _cost(paid: Sequence[Evaluation]) -> float:
+    return sum(evaluation.cost for evaluation in paid)
+
+
+def _told(paid: Sequence[Evaluation]) -> dict[str, object]:
+    return {"of": [{**evaluation.metadata, **evaluation.outcomes} for evaluation in paid]}

@@ -8,7 +8,6 @@ second oracle does not confirm, and its ratios fall below those of plain prior d
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +55,8 @@ class SecondOpinion:
         said = f"{self.n_returned} of {len(self.first)} returned"
         if self.n_returned:
             said += f", median ratio {self.median:.3f}"
-        missing = Counter(reason for reason in self.reasons if reason is not None)
-        return said + "".join(f"; {n} × {reason}" for reason, n in missing.most_common(1))
+        missing = [reason for reason in self.reasons if reason is not None]
+        return f"{said}; the first that did not: {missing[0]}" if missing else said
 
 
 def second_opinion(

@@ -34,7 +34,9 @@ def evaluations(landscape: Landscape, designs: Float[Tensor, "n *design"]) -> Se
     """
     if tuple(designs.shape[1:]) != landscape.design_shape:
         expected = ("n", *(landscape.design_shape or ()))
-        raise OracleError(f"expected designs of shape ({', '.join(map(str, expected))}), got {tuple(designs.shape)}")
+        raise OracleError(
+            f"expected designs of shape ({', '.join(map(str, expected))}), got {tuple(designs.shape)}"
+        )
     with torch.no_grad():
         values = landscape.reward(designs.detach().cpu().double()).tolist()
     faults = map(not_finite, designs)
