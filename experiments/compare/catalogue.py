@@ -10,6 +10,11 @@ METHODS: dict[str, str] = {
 """type → the class, or the function that makes it, as module:attribute."""
 
 PROBLEMS: dict[str, str] = {
+    "airfoil": "experiments.problems.airfoil:airfoil",
+    "airfoil_two_points": "experiments.problems.airfoil:airfoil_two_points",
+    "digits_jpeg": "experiments.problems.digits:digits_jpeg",
+    "mixture_2d": "experiments.problems.mixture_2d:mixture_2d",
+    "planted_modes": "experiments.problems.planted_modes:planted_modes",
     "own": "experiments.problems.problem:own",
 }
 """type → the function that makes it."""
