@@ -252,10 +252,10 @@ class Thompson:
         from gpytorch.settings import max_cholesky_size
 
         k = min(k, len(self.candidates))
-        noise = torch.randn(k, len(self.candidates), 1, generator=self.generator, dtype=self.candidates.dtype)
+        noise = torch.randn(k, len(self.candidates), generator=self.generator, dtype=self.candidates.dtype)
         with torch.no_grad(), max_cholesky_size(len(self.candidates) + 1):  # exact, not by Lanczos
-            posterior = self.model.posterior(self.candidates)
-            functions = posterior.rsample_from_base_samples(torch.Size([k]), noise).squeeze(-1)
+            posterior = self.model.posterior(self.candidates).distribution
+            functions = posterior.rsample(torch.Size([k]), base_samples=noise)
         chosen: list[int] = []
         for function in functions:
             function[chosen] = -math.inf
