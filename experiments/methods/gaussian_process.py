@@ -39,9 +39,8 @@ def fit(model: SingleTaskGP, max_iterations: int) -> SingleTaskGP:
 
 
 def standardised(y: Float[Tensor, " n"]) -> Float[Tensor, "n 1"]:
-    """Return outcomes with mean 0 and std 1; outcomes that are all equal are 0."""
-    centred = y - y.mean()
-    std = float(centred.square().mean().sqrt())
+    """Return outcomes with mean 0 and std 1; outcomes that are all equal are 0. Two at least are needed."""
+    centred, std = y - y.mean(), float(y.std())
     return (centred / std if std > _FLAT * float(y.abs().max()) else torch.zeros_like(y)).unsqueeze(1)
 
 

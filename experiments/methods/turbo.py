@@ -21,6 +21,7 @@ Notation (code → paper):  length → L,  sides → L_i,  n → q,  centre → 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -205,19 +206,22 @@ class Turbo:
 # ---------------------------------------------------------------- one batch
 def _model(X: Float[Tensor, "n d"], y: Float[Tensor, "n 1"]) -> SingleTaskGP:
     """Return the local GP at its initial hyperparameters: Matérn 5/2 with a lengthscale a coordinate, bounded as theirs."""
+    from botorch.exceptions.warnings import InputDataWarning
     from botorch.models import SingleTaskGP
     from gpytorch.constraints import Interval
     from gpytorch.kernels import MaternKernel, ScaleKernel
     from gpytorch.likelihoods import GaussianLikelihood
 
     kernel = MaternKernel(nu=2.5, ard_num_dims=X.shape[1], lengthscale_constraint=Interval(0.005, 4.0))
-    return SingleTaskGP(
-        X,
-        y,
-        covar_module=ScaleKernel(kernel),
-        likelihood=GaussianLikelihood(noise_constraint=Interval(1e-8, 1e-3)),
-        outcome_transform=None,  # already standardised
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputDataWarning)  # of the prior's few draws outside of the box
+        return SingleTaskGP(
+            X,
+            y,
+            covar_module=ScaleKernel(kernel),
+            likelihood=GaussianLikelihood(noise_constraint=Interval(1e-8, 1e-3)),
+            outcome_transform=None,  # already standardised
+        )
 
 
 def perturbed(
