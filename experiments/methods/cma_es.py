@@ -28,7 +28,7 @@ from experiments.spaces.search import Search, Told, opening
 
 if TYPE_CHECKING:
     import numpy as np
-    from cmaes import CMA
+    from cmaes import CMA  # type: ignore[import-untyped]
 
     Answers = list[tuple[np.ndarray, float]]
 

@@ -29,7 +29,9 @@ def fit(model: SingleTaskGP, max_iterations: int) -> SingleTaskGP:
 
     mll = ExactMarginalLogLikelihood(model.likelihood, model).train()
     with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore", OptimizationWarning)  # a line search that ends early keeps its best point
+        warnings.simplefilter(
+            "ignore", OptimizationWarning
+        )  # a line search that ends early keeps its best point
         warnings.simplefilter("ignore", NumericalWarning)  # jitter in its trials
         result = fit_gpytorch_mll_scipy(mll, options={"maxiter": max_iterations})
     if not math.isfinite(result.fval):

@@ -1,6 +1,6 @@
 """Bayesian optimisation as it is done today: a Gaussian process, and the batch of the best log expected improvement.
 
-    u_1, u_2, … u_q one after the other:    u_k maximises  log E[ max_{j ≤ k} ( f(u_j) - y* )₊ ],     f ~ GP,  y* the best y
+    u_k = argmax log E[ max_{j ≤ k} ( f(u_j) - y* )₊ ],     k = 1 … q one after the other,     f ~ GP, y* the best y
 
 Ament, Daulton, Eriksson, Balandat and Bakshy 2023, "Unexpected Improvements to Expected Improvement for Bayesian
 Optimization" (arXiv 2310.20708), as BoTorch has it: `SingleTaskGP` at its defaults (an RBF kernel whose lengthscale
@@ -49,13 +49,13 @@ class LogEI:
     space: Space = DesignSpace()  # noqa: RUF009
     half_width: float = 3.0
     """Half the side of the box that is searched, in stds of the prior."""
-    n_restarts: int = 1
+    n_restarts: int = 2
     """Points from which each pick climbs. BoTorch's tutorials have 10 to 20, at as many times the cost."""
     raw_samples: int = 32
     """Points that the starts are drawn from, better ones more likely. BoTorch's tutorials have 512 and more."""
     n_samples: int = 32
     """Functions over which the improvement is averaged; quasi-random, the same for all points of a batch."""
-    max_iterations: int = 20
+    max_iterations: int = 15
     """Most steps of L-BFGS for a pick; BoTorch's default is 2000."""
     max_fit_iterations: int = 30
     """Most steps of L-BFGS on the hyperparameters of the GP."""
@@ -72,7 +72,8 @@ class LogEI:
             )
         if self.raw_samples < self.n_restarts:
             raise ConfigError(
-                f"n_restarts are drawn from the raw_samples: expected at least {self.n_restarts}, got {self.raw_samples}"
+                f"restarts are drawn from the raw samples: expected raw_samples of at least {self.n_restarts}, "
+                f"got {self.raw_samples}"
             )
 
     def propose(
@@ -128,8 +129,10 @@ class LogEI:
         cube = pending.new_tensor([[0.0], [1.0]]).expand(2, pending.shape[1])
         # BoTorch draws starts from the global stream, which `manual_seed` puts back as it was.
         with manual_seed(seed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", BotorchWarning)  # of climbs that end at max_iterations, as they should
-            batch, _ = optimize_acqf(
+            warnings.simplefilter(
+                "ignore", BotorchWarning
+            )  # of climbs that end at max_iterations, as they should
+            batch: Tensor = optimize_acqf(
                 log_ei,
                 bounds=cube,
                 q=k,
@@ -138,7 +141,7 @@ class LogEI:
                 sequential=True,
                 options={"maxiter": self.max_iterations, "sample_around_best": True},
                 retry_on_optimization_warning=False,
-            )
+            )[0]
         return batch
 
 

@@ -129,7 +129,7 @@ class Turbo:
     """TuRBO-1 in the design space, or in the prior's noise."""
 
     space: Space = DesignSpace()  # noqa: RUF009
-    tolerances: Tolerances = Tolerances()  # noqa: RUF009
+    tolerances: Tolerances = Tolerances()
     half_width: float = 3.0
     """Half the side of the box that is searched, in stds of the prior."""
     max_candidates: int = 2000
@@ -205,7 +205,7 @@ class Turbo:
 
 # ---------------------------------------------------------------- one batch
 def _model(X: Float[Tensor, "n d"], y: Float[Tensor, "n 1"]) -> SingleTaskGP:
-    """Return the local GP at its initial hyperparameters: Matérn 5/2 with a lengthscale a coordinate, bounded as theirs."""
+    """Return the local GP at its initial hyperparameters: Matérn 5/2 with ARD, bounded as in the authors' code."""
     from botorch.exceptions.warnings import InputDataWarning
     from botorch.models import SingleTaskGP
     from gpytorch.constraints import Interval
@@ -236,7 +236,8 @@ def perturbed(
     """
     d = len(centre)
     sobol_seed = int(torch.randint(2**31, (), generator=generator))
-    sobol = torch.quasirandom.SobolEngine(d, scramble=True, seed=sobol_seed).draw(n, dtype=centre.dtype)
+    engine = torch.quasirandom.SobolEngine(d, scramble=True, seed=sobol_seed)  # type: ignore[no-untyped-call]
+    sobol = engine.draw(n, dtype=centre.dtype)
     moves = torch.rand(n, d, generator=generator) <= min(20 / d, 1)
     moves[torch.arange(n), torch.randint(d, (n,), generator=generator)] |= ~moves.any(1)
     lower, upper = corners

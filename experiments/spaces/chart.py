@@ -48,5 +48,5 @@ def in_parts(
 ) -> Float[Tensor, "n *b"]:
     """Return a function of rows without gradients, on the executor's device and in parts that fit it."""
     with torch.no_grad():
-        parts = rows.split(here.max_batch or max(len(rows), 1))
+        parts = torch.split(rows, here.max_batch or max(len(rows), 1))
         return torch.cat([function(part.to(here.device)).cpu() for part in parts])

@@ -45,7 +45,9 @@ class DesignSpace:
         std = x0.std(0)
         typical = float(std.square().mean().sqrt())
         if not typical > 0:
-            raise ConfigError(f"expected a prior whose draws differ, got {self.n_draws} times the same design")
+            raise ConfigError(
+                f"expected a prior whose draws differ, got {self.n_draws} times the same design"
+            )
         return Standardised(x0.mean(0), std.clamp(min=_SMALLEST * typical), shard.result.x0.dtype)
 
 

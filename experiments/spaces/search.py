@@ -79,7 +79,9 @@ class Search:
         Raises CampaignError where it draws nothing else, and for designs that are not finite.
         """
         known = set() if observed.designs is None else set(_keys(observed.designs))
-        points, x0, designs = [], [], []
+        points: list[Tensor] = []
+        x0: list[Tensor] = []
+        designs: list[Tensor] = []
         for _ in range(_MAX_TRIES):
             if len(points) == n:
                 break

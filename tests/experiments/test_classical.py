@@ -132,10 +132,8 @@ def test_where_everything_fails_it_goes_on_drawing_from_the_prior(tmp_path, name
         raise ValueError("no")
 
     with opened(tmp_path / "run", METHODS[name](SPACES["noise"]), mixture(), fail) as campaign:
-        try:
+        with pytest.raises(CampaignError):
             campaign.run()
-        except CampaignError as error:
-            assert "no" in str(error)
         queries = campaign.ledger.queries()
     assert {query.provenance["from"] for query in queries} == {"prior"}
 
@@ -159,7 +157,9 @@ def test_designs_that_nobody_has_latents_for_are_refused(tmp_path, name):
     )
     executor = LocalExecutor(mixture(), Flatten())
     with pytest.raises(CampaignError, match="the latents are not known"):
-        METHODS[name](SPACES["noise"]).propose(observed, executor, 4, seed=0, stage=lambda name: nullcontext())
+        METHODS[name](SPACES["noise"]).propose(
+            observed, executor, 4, seed=0, stage=lambda name: nullcontext()
+        )
     with pytest.raises(CampaignError, match="the designs are not known"):
         METHODS[name](SPACES["noise"]).propose(
             replace(observed, designs=None, x0=torch.zeros(4, 2)),

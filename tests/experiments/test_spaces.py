@@ -111,7 +111,7 @@ class TestNoise:
         torch.testing.assert_close(chart.latents(chart.points(x)), x, atol=1e-2, rtol=0)
 
     def test_other_priors_are_refused(self):
-        with pytest.raises(ConfigError, match="alpha_bar.* got a WithoutAlphaBar: search the design space"):
+        with pytest.raises(ConfigError, match=r"alpha_bar.* got a WithoutAlphaBar: search the design space"):
             NoiseSpace().chart(here(WithoutAlphaBar()))
         with pytest.raises(ConfigError, match="n_iterations must be at least 1, got 0"):
             NoiseSpace(0)
@@ -127,7 +127,9 @@ class TestDesigns:
         assert chart.std.tolist() == pytest.approx([std, std], rel=0.04)
         u = noise(8, 2)
         torch.testing.assert_close(chart.points(chart.latents(u)), u, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(chart.latents(u).double(), chart.mean + chart.std * u, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            chart.latents(u).double(), chart.mean + chart.std * u, atol=1e-6, rtol=1e-6
+        )
 
     def test_the_same_prior_has_the_same_chart(self):
         first, again = (DesignSpace().chart(here(gaussian())) for _ in range(2))
@@ -138,7 +140,9 @@ class TestDesigns:
         class Flattened(GaussianPrior):
             def denoise(self, x, t):
                 denoised = super().denoise(x, t)
-                return type(denoised)(denoised.x0 * torch.tensor([1.0, 0.0]), denoised.eps, denoised.signal, denoised.noise)
+                return type(denoised)(
+                    denoised.x0 * torch.tensor([1.0, 0.0]), denoised.eps, denoised.signal, denoised.noise
+                )
 
         chart = DesignSpace().chart(here(Flattened(torch.zeros(2))))
         assert float(chart.std[1] / chart.std[0]) == pytest.approx(0.1 / math.sqrt(2), rel=0.01)
