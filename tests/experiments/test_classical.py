@@ -28,8 +28,8 @@ from surrogate.features import Flatten
 SPACES = {"design": DesignSpace(n_draws=32), "noise": NoiseSpace(n_iterations=2)}
 METHODS = {
     "cma_es": CMAES,
-    "turbo": lambda space: Turbo(space, max_candidates=200),
-    "log_ei": lambda space: LogEI(space, raw_samples=8, n_samples=16, max_iterations=5),
+    "turbo": lambda space: Turbo(space, max_candidates=50),
+    "log_ei": lambda space: LogEI(space, raw_samples=4, n_samples=8, max_iterations=3),
 }
 every_method = pytest.mark.parametrize("name", METHODS)
 every_space = pytest.mark.parametrize("space", SPACES)
@@ -56,7 +56,7 @@ def first_number(design):
     return float(design.flatten()[0])
 
 
-def opened(directory, method, prior, oracle=first_number, budget=24, seed=0):
+def opened(directory, method, prior, oracle=first_number, budget=12, seed=0):
     return Campaign.open(
         directory,
         prior=prior,
@@ -64,12 +64,12 @@ def opened(directory, method, prior, oracle=first_number, budget=24, seed=0):
         method=method,
         encoder=Flatten(),
         budget=budget,
-        batch_size=8,
+        batch_size=4,
         seed=seed,
     )
 
 
-def finished(directory, method, prior=None, oracle=first_number, budget=24, seed=0):
+def finished(directory, method, prior=None, oracle=first_number, budget=12, seed=0):
     with opened(directory, method, prior or mixture(), oracle, budget, seed) as campaign:
         campaign.run()
         queries = campaign.ledger.queries()
@@ -88,14 +88,14 @@ def test_it_proposes_new_designs_of_any_prior(tmp_path, name, space, prior):
     designs, queries = finished(tmp_path / "run", method, prior)
     assert torch.equal(torch.get_rng_state(), before)
     assert designs.isfinite().all()
-    assert len(designs.flatten(1).unique(dim=0)) == len(queries) == 24
-    assert [query.provenance["from"] for query in queries] == ["prior"] * 8 + [name] * 16
+    assert len(designs.flatten(1).unique(dim=0)) == len(queries) == 12
+    assert [query.provenance["from"] for query in queries] == ["prior"] * 4 + [name] * 8
 
 
 @every_method
 def test_the_first_batch_is_that_of_every_method(tmp_path, name):
-    plain, _ = finished(tmp_path / "plain", PlainPrior(), budget=8)
-    first, _ = finished(tmp_path / "run", METHODS[name](SPACES["noise"]), budget=8)
+    plain, _ = finished(tmp_path / "plain", PlainPrior(), budget=4)
+    first, _ = finished(tmp_path / "run", METHODS[name](SPACES["noise"]), budget=4)
     assert torch.equal(first, plain)
 
 
@@ -103,16 +103,16 @@ def test_the_first_batch_is_that_of_every_method(tmp_path, name):
 @every_space
 def test_a_campaign_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, name, space):
     """Closed after two rounds, with its method forgotten, and in the middle of the third."""
-    whole, _ = finished(tmp_path / "whole", METHODS[name](SPACES[space]), budget=40)
-    with opened(tmp_path / "torn", METHODS[name](SPACES[space]), mixture(), budget=40) as campaign:
+    whole, _ = finished(tmp_path / "whole", METHODS[name](SPACES[space]), budget=20)
+    with opened(tmp_path / "torn", METHODS[name](SPACES[space]), mixture(), budget=20) as campaign:
         for _ in range(2):
-            for group in campaign.groups(propose(campaign, 8)):
+            for group in campaign.groups(propose(campaign, 4)):
                 pay(campaign, group)
-        propose(campaign, 8)
-    resumed, _ = finished(tmp_path / "torn", METHODS[name](SPACES[space]), budget=40)
+        propose(campaign, 4)
+    resumed, _ = finished(tmp_path / "torn", METHODS[name](SPACES[space]), budget=20)
     assert torch.equal(resumed, whole)
     other, _ = finished(tmp_path / "other", METHODS[name](SPACES[space]), seed=1)
-    assert not torch.equal(other, whole[:24])
+    assert not torch.equal(other, whole[:12])
 
 
 def half_fail(design):
@@ -122,8 +122,8 @@ def half_fail(design):
 @every_method
 def test_outcomes_that_are_no_number_are_failures_and_it_goes_on(tmp_path, name):
     _, queries = finished(tmp_path / "run", METHODS[name](SPACES["design"]), oracle=half_fail)
-    assert len(queries) == 24
-    assert {query.provenance["from"] for query in queries[8:]} == {name}
+    assert len(queries) == 12
+    assert {query.provenance["from"] for query in queries[4:]} == {name}
 
 
 @every_method
@@ -141,7 +141,7 @@ def test_where_everything_fails_it_goes_on_drawing_from_the_prior(tmp_path, name
 @every_method
 def test_outcomes_that_do_not_differ_are_no_obstacle(tmp_path, name):
     designs, queries = finished(tmp_path / "run", METHODS[name](SPACES["design"]), oracle=lambda design: 1.0)
-    assert len(designs.unique(dim=0)) == len(queries) == 24
+    assert len(designs.unique(dim=0)) == len(queries) == 12
 
 
 @every_method
