@@ -44,7 +44,7 @@ def evolved(space, std, n_rounds, n=16):
 @pytest.mark.parametrize("space", [DesignSpace(64), NoiseSpace()])
 @pytest.mark.parametrize("std", [1.0, 0.5])
 def test_it_converges_to_the_optimum_of_a_quadratic(space, std):
-    """256 queries in four dimensions: the squared distance of a generation falls a hundredfold, and is still falling."""
+    """256 queries in four dimensions: the squared distance falls a hundredfold, and is still falling."""
     designs, state = evolved(space, std, n_rounds=16)
     y = quadratic(designs)
     assert y[:16].max() < -0.2
