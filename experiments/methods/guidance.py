@@ -24,7 +24,7 @@ from experiments.methods.filling import filled
 from smc.errors import SamplerError
 from smc.guidance import DPS, Method, sample_guided
 
-SCALE = 0.1
+SCALE = 0.3
 """ζ of DPS, for outcomes and latents of std 1."""
 _BELIEF = SteeredPrior()
 
