@@ -30,7 +30,8 @@ class Faults:
     places they took (`pipeline_using_SMC.py`)."""
     weighs_noiseless_step: bool = False
     """The step without noise is weighed by 0/0, which is made -2e6 for every particle: in float32 that rounds weights
-    to 1/8 nat. Particles are resampled before it as before any other (`pipeline_using_SMC.py`)."""
+    to 1/8 nat. Particles are resampled before it as before any other (`pipeline_using_SMC.py`). Of Stable Diffusion's
+    own steps, which are offset by one, the last keeps a little noise; every chain here ends without."""
     takes_heaviest: bool = False
     """The heaviest particle is returned instead of one drawn by weight (`pipeline_using_SMC.py`)."""
 

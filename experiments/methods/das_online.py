@@ -12,7 +12,8 @@ JPEG), UCB's α 0.01 and λ 0.001, 4 bootstrapped heads.
 Twice: as published, with the faults that `experiments/das_online/faults.py` lists, and with them mended. What departs
 from the published loop in both: outcomes are standardised before the fit, so that α has no unit; the chain is the
 prior's own, and λ reaches 1 after the same share of it; labels get no noise added (an oracle's are as noisy as they
-are); networks are smaller (`experiments/das_online/networks.py`).
+are); networks are smaller (`experiments/das_online/networks.py`); the first batch is that of all methods, where the
+published Bootstrap begins with 256 queries.
 """
 
 from __future__ import annotations

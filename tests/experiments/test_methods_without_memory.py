@@ -9,7 +9,7 @@ import torch
 from bbo.campaign import Campaign
 from bbo.executor import LocalExecutor
 from bbo.proposals import Observations
-from bbo.steering import from_prior
+from bbo.steering import SteeredPrior, from_prior
 from experiments.das_online.networks import Training
 from experiments.methods.das_online import (
     das_corrected,
@@ -27,12 +27,15 @@ from smc.priors.gaussian import GaussianPrior
 from smc.priors.mixture import MixturePrior
 from smc.priors.pipelines import DDPMPrior
 from surrogate.features import Flatten
+from surrogate.gp import ExactGP
+
+BELIEF = SteeredPrior(surrogate=ExactGP(max_iterations=10), kl_coef=0.3)
 
 
 def quick(method):
     """Return the loop with networks that train for a short time."""
     surrogate = replace(
-        method.belief.surrogate, training=Training(widths=(32, 16), n_steps=80, learning_rate=0.01)
+        method.belief.surrogate, training=Training(widths=(32, 16), n_steps=60, learning_rate=0.01)
     )
     return replace(method, belief=replace(method.belief, surrogate=surrogate))
 
@@ -42,8 +45,8 @@ METHODS = {
     "das_published_bootstrap": lambda: quick(das_published_bootstrap()),
     "das_corrected": lambda: quick(das_corrected()),
     "das_corrected_bootstrap": lambda: quick(das_corrected_bootstrap()),
-    "guidance": dps,
-    "gaussian": lambda: GaussianProposal(n_draws=128),
+    "guidance": lambda: dps(belief=BELIEF),
+    "gaussian": lambda: GaussianProposal(BELIEF, n_draws=128),
 }
 GAUSSIAN = GaussianPrior(torch.zeros(3), n_steps=10)
 
@@ -52,7 +55,7 @@ def first_number(design):
     return float(design[0])
 
 
-def finished(directory, method, prior, budget, oracle=first_number):
+def finished(directory, method, prior, budget, batch_size, oracle=first_number):
     """Return designs and queries of a campaign that is run to its end."""
     with Campaign.open(
         directory,
@@ -62,7 +65,7 @@ def finished(directory, method, prior, budget, oracle=first_number):
         method=method,
         encoder=Flatten(),
         budget=budget,
-        batch_size=8,
+        batch_size=batch_size,
         seed=4,
     ) as campaign:
         campaign.run()
@@ -72,8 +75,8 @@ def finished(directory, method, prior, budget, oracle=first_number):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_outcomes_rise_and_the_first_batch_is_everybodys(tmp_path, name):
-    designs, queries = finished(tmp_path / "a", METHODS[name](), GAUSSIAN, 32)
-    plain, _ = finished(tmp_path / "b", PlainPrior(), GAUSSIAN, 8)
+    designs, queries = finished(tmp_path / "a", METHODS[name](), GAUSSIAN, 32, 8)
+    plain, _ = finished(tmp_path / "b", PlainPrior(), GAUSSIAN, 8, 8)
     assert torch.equal(designs[:8], plain)
     assert len(designs.unique(dim=0)) == 32
     # of 8 draws of the prior the mean is above 0.7 once in fifty times
@@ -104,11 +107,11 @@ class Killed(BaseException):
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_been(tmp_path, name):
     """A new process, with a method that knows nothing, ends the campaign."""
-    whole, _ = finished(tmp_path / "whole", METHODS[name](), GAUSSIAN, 24, oracle=dying_at(0))
+    whole, _ = finished(tmp_path / "whole", METHODS[name](), GAUSSIAN, 12, 4, oracle=dying_at(0))
     killed = tmp_path / "killed"
     with pytest.raises(Killed):
-        finished(killed, METHODS[name](), GAUSSIAN, 24, oracle=dying_at(13))
-    parts, _ = finished(killed, METHODS[name](), GAUSSIAN, 24, oracle=dying_at(0))
+        finished(killed, METHODS[name](), GAUSSIAN, 12, 4, oracle=dying_at(7))
+    parts, _ = finished(killed, METHODS[name](), GAUSSIAN, 12, 4, oracle=dying_at(0))
     assert torch.equal(whole, parts)
 
 
