@@ -37,8 +37,8 @@ from experiments.tuning.drawing import as_they_are, drawn
 from experiments.tuning.ppo import clipped_gain, credited
 from experiments.tuning.recording import Paths, Recorded
 from experiments.tuning.steps import gaussian, kl, log_density
-from experiments.tuning.student import Student
-from experiments.tuning.weights import Weights, check_weights
+from experiments.tuning.student import Student, check_settings
+from experiments.tuning.weights import Weights
 from smc.prior import Prior
 from smc.schedule import GaussianKernel
 from surrogate.features import ROUNDING
@@ -94,10 +94,10 @@ class DDPO:
         for name in ("n_epochs", "n_minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("clip_range", "learning_rate", "clip_norm", "max_advantage"):
+        for name in ("clip_range", "max_advantage"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a finite number above 0, got {getattr(self, name)}")
-        check_weights(self.weights)
+        check_settings(self.weights, self.learning_rate, self.clip_norm)
 
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
@@ -116,7 +116,7 @@ class DDPO:
     ) -> Candidates:
         """Learn from the chains that were answered since the last step, and return n draws of the tuned one."""
         if len(observed.y) < 2:
-            recorded = Recorded(state.student.policy)
+            recorded = Recorded(here.prior)  # it has learnt nothing yet
             candidates = as_they_are(here, recorded, n, seed)
             self._await(state, candidates, recorded.paths())
             return candidates

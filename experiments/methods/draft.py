@@ -22,8 +22,8 @@ from bbo.steering import SteeredPrior
 from experiments.methods.learning import Memory
 from experiments.tuning.backpropagation import Backpropagation
 from experiments.tuning.drawing import as_they_are, drawn
-from experiments.tuning.student import Student
-from experiments.tuning.weights import Weights, check_weights
+from experiments.tuning.student import Student, check_settings
+from experiments.tuning.weights import Weights
 from surrogate.acquisition import Mean
 
 
@@ -51,7 +51,7 @@ class DRaFT:
     memory: Memory[Student] = field(default_factory=Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_weights(self.weights)
+        check_settings(self.weights, self.learning_rate, self.clip_norm)
         self._backpropagation()
 
     def propose(
@@ -70,7 +70,7 @@ class DRaFT:
     ) -> Candidates:
         """Teach the student what is known by now, and return n draws of it."""
         if len(observed.y) < 2:
-            return as_they_are(here, state.policy, n, seed)
+            return as_they_are(here, here.prior, n, seed)
         potential = self.belief.fit(observed, seed)
         seen = self._backpropagation()(state, potential, [], here, seeds.generator(seed, "tune"))
         return drawn(here, state.policy, n, seed, observed.designs).candidates("draft", seen, potential)

@@ -10,10 +10,10 @@ Two ways to be optimistic: UCB, mean + beta·std (`SEIKO()`), and Bootstrap, the
 fitted to resampled data (`seiko_bootstrap()`).
 
 Departures from the published code (github.com/zhaoyl18/SEIKO): it weighs the KL to p_{k-1} alone, here α and β are
-both there, as in the paper; it runs 4 rounds of 1,024 … 8,192 queries, here a round is what the campaign pays at a time,
-so that a campaign is more and shorter rounds; Adam goes on from round to round, without weight decay; K is fixed, not
-drawn anew; at the last step, which has no noise and no KL, the pretrained network stays; all weights learn where the
-prior has a network of its own (LoRA there, `weights="lora"` here), since the networks here are small.
+both there, as in the paper; it runs 4 rounds of 1,024 … 8,192 queries, here a round is a batch of the campaign; Adam
+goes on from round to round, without weight decay; K is fixed, not drawn anew; at the last step, which has no noise and
+no KL, the pretrained network stays; all weights learn where the prior has a network of its own (LoRA there,
+`weights="lora"` here), since the networks here are small.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from bbo.steering import SteeredPrior
 from experiments.methods.learning import Memory
 from experiments.tuning.backpropagation import Backpropagation, Held
 from experiments.tuning.drawing import as_they_are, drawn
-from experiments.tuning.student import Student
-from experiments.tuning.weights import Weights, check_weights
+from experiments.tuning.student import Student, check_settings
+from experiments.tuning.weights import Weights
 from surrogate.acquisition import UCB, Optimistic
 from surrogate.ensemble import DeepEnsemble
 
@@ -67,7 +67,7 @@ class SEIKO:
         for name in ("kl_pretrained", "kl_previous"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
-        check_weights(self.weights)
+        check_settings(self.weights, self.learning_rate, self.clip_norm)
         self._backpropagation()
 
     def propose(
@@ -86,7 +86,7 @@ class SEIKO:
     ) -> Candidates:
         """Teach the student what is known by now, and return n draws of it."""
         if len(observed.y) < 2:
-            return as_they_are(here, state.policy, n, seed)
+            return as_they_are(here, here.prior, n, seed)
         potential = self.belief.fit(observed, seed)
         chains = ((here.prior, self.kl_pretrained), (state.as_it_is(), self.kl_previous))
         held = [Held(chain, weight) for chain, weight in chains if weight > 0]

@@ -9,11 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bbo.errors import CampaignError
+from bbo.errors import CampaignError, ConfigError
 from bbo.executor import LocalExecutor
 from experiments.tuning.policy import Policy
-from experiments.tuning.weights import Weights, frozen, learnable, learning
+from experiments.tuning.weights import Weights, check_weights, frozen, learnable, learning
 from smc.prior import Prior
+
+
+def check_settings(weights: str, learning_rate: float, clip_norm: float) -> None:
+    """Raise ConfigError for settings that no student can have."""
+    check_weights(weights)
+    for name, number in (("learning_rate", learning_rate), ("clip_norm", clip_norm)):
+        if not 0 < number < math.inf:
+            raise ConfigError(f"{name} must be a finite number above 0, got {number}")
 
 
 @dataclass
