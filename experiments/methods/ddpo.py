@@ -136,19 +136,23 @@ class DDPO:
         self, student: Student, pretrained: Prior, lesson: Lesson, generator: Generator
     ) -> dict[str, object]:
         """Teach the student and return what the last update gained, in stds of the outcomes."""
-        reward = _standardised(lesson.outcome)
-        n, gain = len(reward), math.nan
+        n, gain = len(lesson.outcome), math.nan
         held = _Held.of(student.policy, pretrained, lesson.paths) if self.kl_coef > 0 else None
-        credit = reward.expand(len(lesson.paths.x), n)
-        if held is not None:
-            credit = credited(reward, held.nats, self.kl_coef)
-        advantage = (credit - credit.mean(1, keepdim=True)).clamp(-self.max_advantage, self.max_advantage)
+        advantage = self._advantage(lesson, held)
         for _ in range(self.n_epochs):
             for rows in torch.randperm(n, generator=generator).chunk(self.n_minibatches):
                 gain = student.improve(
                     partial(self._backward, student.policy, lesson.paths, advantage, held, rows)
                 )
         return {"n_chains": n, "gain": gain}
+
+    def _advantage(self, lesson: Lesson, held: _Held | None) -> Float[Tensor, "steps n"]:
+        """Return how much better than the batch's mean each action was, in stds of the batch's outcomes."""
+        reward = _standardised(lesson.outcome)
+        credit = reward.expand(len(lesson.paths.x), len(reward))
+        if held is not None:
+            credit = credited(reward, held.nats, self.kl_coef)
+        return (credit - credit.mean(1, keepdim=True)).clamp(-self.max_advantage, self.max_advantage)
 
     def _backward(
         self,

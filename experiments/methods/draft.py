@@ -45,7 +45,7 @@ class DRaFT:
     """Steps of Adam before each round."""
     batch_size: int = 32
     """Walks of each update."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     clip_norm: float = 1.0
     """Longest gradient; longer ones are shortened to it."""
     memory: Memory[Student] = field(default_factory=Memory, init=False, repr=False, compare=False)

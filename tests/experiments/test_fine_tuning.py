@@ -47,22 +47,22 @@ def seeded(seed=0):
 
 
 def gaussian_prior():
-    return GaussianPrior(torch.zeros(2), n_steps=8)
+    return GaussianPrior(torch.zeros(2), n_steps=5)
 
 
 @cache
 def denoiser():
-    """Return a prior of two standard normal numbers, learnt in a second, in eight steps."""
+    """Return a prior of two standard normal numbers, learnt in a second, in five steps."""
     points = torch.randn(2000, 2, generator=seeded())
     settings = TrainingSettings(n_iterations=300, batch_size=256, width=16, n_blocks=1, ema_decay=0.98)
-    return replace(train_denoiser(points, settings=settings), n_steps=8)
+    return replace(train_denoiser(points, settings=settings), n_steps=5)
 
 
 def first_number(design):
     return float(design[0])
 
 
-def opened(directory, method, prior=None, oracle=first_number, budget=64, seed=0):
+def opened(directory, method, prior=None, oracle=first_number, budget=48, seed=0):
     return Campaign.open(
         directory,
         prior=gaussian_prior() if prior is None else prior,
@@ -125,14 +125,14 @@ class TestEach:
     def test_batches_go_up_and_the_prior_stays(self, runs, method, prior):
         before = prior().fingerprint()
         designs, queries = runs(method, prior)
-        means = designs[:, 0].view(4, 16).mean(1)
+        means = designs[:, 0].view(3, 16).mean(1)
         error = 1 / 16**0.5  # of the mean of a batch of the prior
         assert abs(means[0]) < 3 * error
         assert means[-1] > means[0] + 3 * error
         assert prior().fingerprint() == before
-        assert len(designs.unique(dim=0)) == 64
+        assert len(designs.unique(dim=0)) == 48
         origins = [query.provenance["from"] for query in queries]
-        assert origins == ["prior"] * 16 + [type(method).__name__.lower()] * 48
+        assert origins == ["prior"] * 16 + [type(method).__name__.lower()] * 32
 
     @ALL
     def test_the_first_batch_is_the_priors(self, runs, tmp_path, method):
@@ -146,12 +146,11 @@ class TestEach:
     def test_a_campaign_that_was_closed_in_the_middle_goes_on_as_if_it_had_not_been(
         self, runs, tmp_path, method
     ):
-        """Closed after two rounds and a half, it is opened by a new process, whose method has seen nothing."""
+        """Closed after a round and a half, it is opened by a new process, whose method has seen nothing."""
         whole, _ = runs(method, gaussian_prior)
         with opened(tmp_path / "c", method, oracle=None) as campaign:
-            for _ in range(2):
-                for asked in campaign.ask(16):
-                    campaign.tell(asked.id, first_number(asked.design))
+            for asked in campaign.ask(16):
+                campaign.tell(asked.id, first_number(asked.design))
             for asked in campaign.ask(16)[:7]:
                 campaign.tell(asked.id, first_number(asked.design))
         with opened(tmp_path / "c", method, oracle=None) as campaign:
@@ -165,15 +164,15 @@ class TestEach:
     def test_the_global_generator_is_neither_read_nor_written(self, runs, tmp_path, method):
         torch.manual_seed(2)
         state = torch.random.get_rng_state()
-        again, _ = finished(tmp_path / "a", method, budget=48)
+        again, _ = finished(tmp_path / "a", method)
         assert torch.equal(torch.random.get_rng_state(), state)
-        assert torch.equal(again, runs(method, gaussian_prior)[0][:48])
+        assert torch.equal(again, runs(method, gaussian_prior)[0])
         assert not torch.equal(finished(tmp_path / "b", method, budget=16, seed=1)[0], again[:16])
 
     @ALL
     def test_low_ranks_learn_as_well(self, tmp_path, method):
         low = replace(method, weights="lora", learning_rate=5e-2)
-        designs, _ = finished(tmp_path / "a", low, prior=denoiser(), budget=48)
+        designs, _ = finished(tmp_path / "a", low, prior=denoiser())
         assert designs[-16:, 0].mean() > designs[:16, 0].mean() + 0.4
 
     @ALL
@@ -183,7 +182,7 @@ class TestEach:
                 raise ValueError("too far left")
             return first_number(design)
 
-        designs, queries = finished(tmp_path / "a", method, oracle=picky, budget=48)
+        designs, queries = finished(tmp_path / "a", method, oracle=picky)
         assert any(query.evaluation.error for query in queries)
         assert designs[-16:, 0].mean() > designs[:16, 0].mean() + 0.5
 
@@ -212,14 +211,14 @@ class TestEach:
 
 class TestSEIKO:
     def test_either_kl_holds_it_back(self, tmp_path):
-        free = replace(SEIKO_QUICK, kl_pretrained=0.0, kl_previous=0.0, n_steps_back=8)
+        free = replace(SEIKO_QUICK, kl_pretrained=0.0, kl_previous=0.0, n_steps_back=5)
         means = {}
         for name, method in {
             "free": free,
             "held": replace(free, kl_pretrained=100.0),
             "slowed": replace(free, kl_previous=100.0),
         }.items():
-            designs, _ = finished(tmp_path / name, method, budget=48)
+            designs, _ = finished(tmp_path / name, method)
             means[name] = float(designs[-16:, 0].mean() - designs[:16, 0].mean())
         assert means["free"] > 1
         assert abs(means["held"]) < 0.75
@@ -235,6 +234,10 @@ class TestSEIKO:
         assert far > 0
         assert summary["utility"] > 0
 
+    def test_the_temperature_of_the_belief_plays_no_part(self, runs):
+        cold = replace(SEIKO_QUICK, belief=replace(BELIEF, kl_coef=0.01))
+        assert torch.equal(runs(cold, gaussian_prior)[0], runs(SEIKO_QUICK, gaussian_prior)[0])
+
     def test_bootstrap_is_another_belief(self):
         method = seiko_bootstrap(n_members=3, kl_pretrained=0.5, weights="adapter")
         assert method.belief.surrogate == DeepEnsemble(3)
@@ -247,7 +250,7 @@ class TestSEIKO:
         belief = SteeredPrior(
             surrogate=DeepEnsemble(4, n_iterations=40), acquisition=Optimistic(), feasibility=None
         )
-        designs, _ = finished(tmp_path / "a", replace(SEIKO_QUICK, belief=belief), budget=48)
+        designs, _ = finished(tmp_path / "a", replace(SEIKO_QUICK, belief=belief))
         assert designs[-16:, 0].mean() > designs[:16, 0].mean() + 0.5
 
     @pytest.mark.parametrize("name", ["kl_pretrained", "kl_previous"])
@@ -327,6 +330,22 @@ class TestDDPO:
         observed = answered(first.designs, torch.tensor([3.0, torch.nan, 1.0, 2.0]))
         lesson = ddpo._lesson(state, observed)
         assert lesson.outcome.tolist() == [3.0, 1.0, 1.0, 2.0]
+
+    def test_advantages_are_in_stds_of_the_batch_and_bounded(self):
+        paths, _ = self.lesson(denoiser(), n=5)
+        outcome = torch.tensor([3.0, 5.0, 7.0, 9.0, 31.0]).double()  # mean 11, std √104
+        wanted = ((outcome - 11) / 104**0.5).float()
+        advantage = DDPO()._advantage(ddpo.Lesson(paths, outcome), None)
+        torch.testing.assert_close(advantage, wanted.expand(len(paths.x), 5))
+        bounded = DDPO(max_advantage=0.5)._advantage(ddpo.Lesson(paths, outcome), None)
+        torch.testing.assert_close(bounded, advantage.clamp(-0.5, 0.5))
+        nats = torch.arange(5.0).expand(len(paths.x), 5)
+        held = ddpo._Held(paths.x, nats)
+        later = torch.arange(len(paths.x)).flip(0)[:, None] * (
+            nats - 2
+        )  # each step is blamed for those after it
+        blamed = DDPO(kl_coef=0.1)._advantage(ddpo.Lesson(paths, outcome), held)
+        torch.testing.assert_close(blamed, wanted - 0.1 * later)
 
     def test_kl_pulls_back_and_never_pushes_away(self):
         """The fault of the code published with DAS: a KL of the wrong sign pays for leaving the prior."""
