@@ -10,12 +10,7 @@ from bbo.campaign import Campaign
 from bbo.errors import CampaignError, LedgerError
 from experiments.compare.reading import Name, names_in, read, tensors
 from experiments.methods.prior import PlainPrior
-from tests.experiments.compare.small import BATCH, BUDGET, PLAIN, comparison, first_number, line, run
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return comparison(tmp_path_factory.mktemp("compare"))
+from tests.experiments.compare.small import BATCH, BUDGET, PLAIN, first_number, line, run
 
 
 def test_every_query_is_a_row_in_its_order(root):

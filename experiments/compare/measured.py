@@ -1,0 +1,238 @@
+"""What is measured of a comparison's designs, beyond what the ledgers hold: how much they vary, how far they are from
+the prior, and what somebody says of them whom no method asked.
+
+    diversity        mean distance between two of the last 64 designs                     / that of draws of the prior
+    distance         mean distance of the last 64 designs to the nearest of 1024 draws    / that of fresh draws
+    second opinion   what the problem's other oracle says of each run's 16 best designs   / what the first one said
+
+Distances are Euclidean in the features that the problem's encoder makes of designs, fitted to draws of the prior as a
+campaign does it. All of it is kept beside the ledgers, in measures.csv and second_opinions.csv, and measured once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bbo import seeds
+from bbo.executor import Executor, LocalExecutor, SampleRequest
+from bbo.features import N_PRIOR_DRAWS, with_features
+from bbo.ledger.durable import write_durably
+from experiments.compare.reading import KEY, Comparison, Name, tensors
+from experiments.metrics import mean_pairwise_distance
+from experiments.problems.problem import Problem
+from oracles.base import Oracle
+from oracles.calls import call, returned
+from smc.sampler import SamplerConfig
+from surrogate.features import Identity
+
+N_LAST = 64
+"""Designs at the end of a campaign that are looked at."""
+N_TOP = 16
+"""Designs of a campaign that are shown to the second opinion."""
+MEASURES, OPINIONS = "measures.csv", "second_opinions.csv"
+_BATCH = 256
+"""Draws at a time in the prior's network."""
+_OF = ["uid", "n_queries"]
+"""What was measured: this very campaign, after so many queries."""
+_MEASURES = [*KEY, *_OF, "n_measured", "diversity", "distance"]
+_OPINIONS = [*KEY, *_OF, "query", "value", "second"]
+
+Say = Callable[[str], None]
+
+
+def _unheard(said: str) -> None:
+    """Listen to nothing."""
+
+
+# ---------------------------------------------------------------- measures of designs
+@dataclass(frozen=True)
+class Yardstick:
+    """The prior of a problem, as what its designs are measured by."""
+
+    executor: Executor
+    draws: Float[Tensor, "n d"]
+    """Features of draws of the prior."""
+    pairwise: float
+    """Mean distance between two of them."""
+    nearest: float
+    """Mean distance of fresh draws to the nearest of them."""
+
+    @classmethod
+    def of(cls, problem: Problem, n: int = N_PRIOR_DRAWS, seed: int = 0) -> Yardstick:
+        """Return the yardstick of a problem; it draws 1024 designs for the encoder, n, and n fresh ones."""
+        plain = LocalExecutor(problem.prior, Identity(), max_batch=_BATCH)
+        executor = with_features(plain, problem.encoder, seed, _BATCH)
+        draws, fresh = (_drawn(executor, n, seeds.derive(seed, name)) for name in ("draws", "fresh"))
+        return cls(executor, draws, mean_pairwise_distance(draws), mean_nearest_distance(fresh, draws))
+
+    def diversity(self, X: Float[Tensor, "n d"]) -> float:
+        """Return how far apart two designs with these features are, 1 for the prior's own; NaN for fewer than two."""
+        return mean_pairwise_distance(X) / self.pairwise if len(X) > 1 else math.nan
+
+    def distance(self, X: Float[Tensor, "n d"]) -> float:
+        """Return how far from the prior designs with these features are, 1 for the prior's own; NaN for none."""
+        return mean_nearest_distance(X, self.draws) / self.nearest if len(X) else math.nan
+
+
+def mean_nearest_distance(X: Float[Tensor, "n d"], draws: Float[Tensor, "m d"]) -> float:
+    """Return the mean Euclidean distance of each row to the nearest of the draws. Raises ValueError without rows."""
+    if len(X) == 0 or len(draws) == 0:
+        raise ValueError(f"a nearest distance needs rows on both sides, got {len(X)} and {len(draws)}")
+    exact = "donot_use_mm_for_euclid_dist"  # the shortcut by a matrix product loses small distances
+    return float(torch.cdist(X.double(), draws.double(), compute_mode=exact).amin(1).mean())
+
+
+def _drawn(executor: Executor, n: int, seed: int) -> Float[Tensor, "n d"]:
+    plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=_BATCH)
+    (drawn,) = executor.sample(None, [SampleRequest(plain, seed)])
+    return drawn.X
+
+
+# ---------------------------------------------------------------- a second opinion
+def second_opinion(
+    oracle: Oracle, designs: Float[Tensor, "n *design"], objective: str
+) -> Float[np.ndarray, " n"]:
+    """Return what another oracle says of designs, NaN where it says nothing.
+
+    Raises `oracles.calls.Incomplete` where it could not be asked, which is no answer.
+    """
+    if len(designs) == 0:
+        return np.empty(0)
+    evaluations = returned(call(oracle, designs))
+    return np.array([evaluation.outcomes.get(objective, math.nan) for evaluation in evaluations])
+
+
+def opinion_ratio(
+    value: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
+) -> tuple[float, int, int]:
+    """Return the median of second / value over the designs that returned, how many did, and of how many.
+
+    NaN where none returned. Below 1, the oracle that was optimised says more than the other one believes; of values
+    below 0 (which no ratio suits) it is the other way round.
+    """
+    is_back = np.isfinite(second) & (value != 0)
+    ratio = float(np.median(second[is_back] / value[is_back])) if is_back.any() else math.nan
+    return ratio, int(np.isfinite(second).sum()), len(second)
+
+
+# ---------------------------------------------------------------- a whole comparison
+@dataclass(frozen=True)
+class Measures:
+    """What was measured of a comparison's finished campaigns, as far as their problems were there to do it."""
+
+    designs: pd.DataFrame
+    """One row a campaign: problem, method, seed, uid, n_queries, n_measured (of the last 64 designs; those whose
+    features are not finite are left out), diversity, distance."""
+    opinions: pd.DataFrame
+    """One row a design: problem, method, seed, uid, n_queries, query, value, second (NaN: it did not return)."""
+
+    @classmethod
+    def kept(cls, comparison: Comparison) -> Measures:
+        """Return what was measured before of the campaigns as they are now."""
+        return cls(_kept(comparison, MEASURES, _MEASURES), _kept(comparison, OPINIONS, _OPINIONS))
+
+
+def measured(comparison: Comparison, problems: Mapping[str, Problem], say: Say = _unheard) -> Measures:
+    """Return the measures of every finished campaign whose problem is given; what was kept is not measured again.
+
+    Each is written beside the ledgers as soon as it is there. Problems that are not given keep what they have.
+    """
+    kept = Measures.kept(comparison)
+    return Measures(
+        _designs(comparison, problems, kept.designs, say), _opinions(comparison, problems, kept.opinions, say)
+    )
+
+
+def _designs(
+    comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame, say: Say
+) -> pd.DataFrame:
+    yardsticks: dict[str, Yardstick] = {}
+    for name, of in _due(comparison, problems, known):
+        say(f"measuring the designs of {name}")
+        if name.problem not in yardsticks:
+            yardsticks[name.problem] = Yardstick.of(problems[name.problem])
+        last = tensors(name, comparison.root)[-N_LAST:]
+        known = _with(known, [{**of, **_measured(yardsticks[name.problem], last)}])
+        _keep(comparison.root / MEASURES, known)
+    return known
+
+
+def _opinions(
+    comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame, say: Say
+) -> pd.DataFrame:
+    for name, of in _due(comparison, problems, known):
+        oracle = problems[name.problem].second_opinion
+        if oracle is not None:
+            say(f"asking for a second opinion of {name}")
+            known = _with(known, [{**of, **row} for row in _of_the_best(oracle, comparison, name)])
+            _keep(comparison.root / OPINIONS, known)
+    return known
+
+
+def _due(
+    comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame
+) -> list[tuple[Name, dict[str, object]]]:
+    """Return the finished campaigns of the given problems of which nothing is known, and what names their rows."""
+    campaigns = comparison.campaigns
+    is_due = campaigns["is_finished"] & campaigns["problem"].isin(problems) & ~campaigns["uid"].isin(known["uid"])
+    rows = campaigns.loc[is_due, [*KEY, *_OF]].to_dict("records")
+    return [(Name(row["problem"], row["method"], row["seed"]), {str(k): v for k, v in row.items()}) for row in rows]
+
+
+def _measured(yardstick: Yardstick, designs: Float[Tensor, "n *design"]) -> dict[str, float]:
+    X = yardstick.executor.encode(designs)
+    X = X[torch.isfinite(X).all(1)]
+    return {
+        "n_measured": len(X),
+        "diversity": yardstick.diversity(X),
+        "distance": yardstick.distance(X),
+    }
+
+
+def _of_the_best(oracle: Oracle, comparison: Comparison, name: Name) -> list[dict[str, float]]:
+    """Return a row for each of a campaign's best designs, of equals the earlier one first."""
+    queries = comparison.queries
+    is_ours = (queries[KEY] == [name.problem, name.method, name.seed]).all(axis=1)
+    top = queries[is_ours].dropna(subset="value").sort_values("value", ascending=False, kind="stable")[:N_TOP]
+    designs = tensors(name, comparison.root)[torch.tensor(top["query"].to_numpy() - 1, dtype=torch.long)]
+    objective = str(comparison.records[name].config["campaign"]["objective"])
+    second = second_opinion(oracle, designs, objective)
+    return [
+        {"query": query, "value": value, "second": said}
+        for query, value, said in zip(top["query"], top["value"], second.tolist(), strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- kept beside the ledgers
+def _kept(comparison: Comparison, file: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the rows that speak of the comparison's campaigns as they are now. Raises ValueError for another file."""
+    path = comparison.root / file
+    if not path.is_file():
+        return pd.DataFrame(columns=list(columns))
+    # as text: to pandas, a uid such as 12e34 is a number, and a method called "nan" is none
+    as_text = dict.fromkeys(("problem", "method", "uid"), str)
+    table = pd.read_csv(path, converters=as_text, float_precision="round_trip")
+    if list(table.columns) != list(columns):
+        raise ValueError(
+            f"{path} has the columns {', '.join(table.columns)}, expected {', '.join(columns)}; remove it, and it is "
+            "measured anew"
+        )
+    return table.merge(comparison.campaigns[[*KEY, *_OF]], on=[*KEY, *_OF]).reset_index(drop=True)
+
+
+def _with(table: pd.DataFrame, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    more = pd.DataFrame(rows, columns=table.columns)
+    return more if table.empty else pd.concat([table, more], ignore_index=True)
+
+
+def _keep(path: Path, table: pd.DataFrame) -> None:
+    write_durably(path, table.to_csv(index=False, lineterminator="\n").encode())
