@@ -220,7 +220,7 @@ def _kept(comparison: Comparison, file: str, columns: Sequence[str]) -> pd.DataF
         return pd.DataFrame(columns=list(columns))
     # as text: to pandas, a uid such as 12e34 is a number, and a method called "nan" is none
     as_text = dict.fromkeys(("problem", "method", "uid"), str)
-    table = pd.read_csv(path, converters=as_text, float_precision="round_trip")
+    table = pd.read_csv(path, converters=as_text)
     if list(table.columns) != list(columns):
         raise ValueError(
             f"{path} has the columns {', '.join(table.columns)}, expected {', '.join(columns)}; remove it, and it is "

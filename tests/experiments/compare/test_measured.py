@@ -170,7 +170,7 @@ def test_designs_whose_features_are_not_finite_are_left_out_and_counted(root, tm
             return lambda rows: torch.where((rows == designs[3]).all(1, keepdim=True), NAN, rows)
 
     last = measured(read(folder), {"line": replace(line(), encoder=Blind())}).designs
-    assert last["n_measured"].tolist() == [24, 24, 23, 24]
+    assert last["n_measured"].tolist() == [23, 24, 23, 24]  # both methods begin with it
     rest = designs[[row for row in range(24) if row != 3]]
     assert last["diversity"][2] == pytest.approx(Yardstick.of(line()).diversity(rest))
 
