@@ -28,7 +28,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv; a minute or two the first time."
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[airfoil,images,figures,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[airfoil,images,figures,compare,dev]'
 	@touch $@
 
 clean:

@@ -14,6 +14,7 @@ import typer
 
 from bbo.cli_arguments import CampaignPlace, ConfigFile, ExecutorType, Overrides, ledger_of
 from bbo.cli_laboratory import laboratory_app
+from bbo.cli_plugins import WithPlugins
 from bbo.cli_record import record_app
 from bbo.oracle_cli import app as oracle_app
 
@@ -22,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 app = typer.Typer(
     name="bbo",
+    cls=WithPlugins,
     help="Black-box optimisation with diffusion models. Every query is written down before it is paid.",
     no_args_is_help=True,
     add_completion=False,

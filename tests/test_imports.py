@@ -32,6 +32,7 @@ def loaded_by(statement):
     [
         ("import bbo", set()),
         ("import bbo.cli", set()),
+        ("import experiments.compare.cli", set()),
         ("import bbo.ledger", set()),
         ("import bbo.tables", {"pandas"}),
         ("import smc.sampler", {"torch"}),

@@ -37,6 +37,7 @@ from oracles.base import Oracle
 from oracles.evaluation import VALUE
 from oracles.images import loading as reward_loading
 from oracles.images.reward import Reward
+from smc.prior import Prior
 from smc.priors.pipelines import loading as prior_loading
 from smc.resampling import Resampling
 from smc.sampler import SamplerConfig
@@ -46,6 +47,7 @@ from smc.twist import Twist
 from surrogate.acquisition import Acquisition
 from surrogate.base import SurrogateModel
 from surrogate.feasibility import FeasibilityModel
+from surrogate.features import Encoder, EncoderModel
 from surrogate.kernels import Kernel
 
 KINDS: dict[Any, str] = {
@@ -58,6 +60,8 @@ KINDS: dict[Any, str] = {
     Resampling: "resampling",
     Twist: "twist",
     Spacing: "spacing",
+    Prior: "prior",
+    EncoderModel | Encoder: "encoder",
 }
 """Which protocol stands for which kind of registered part."""
 SOURCES = frozenset({prior_loading.PathOrId, reward_loading.PathOrId})
@@ -164,6 +168,26 @@ def _choice(kind: str) -> Any:
         return Literal[tuple(made)]
     models = [_section(f"{kind}:{name}", part, tag=name) for name, part in made.items()]
     return Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007
+
+
+def choice_among(
+    constructors: Mapping[str, Callable[..., Any]], plugins: tuple[Plugin, ...] = (), label: str = "part"
+) -> Any:
+    """Return the type of a section that is one of these, told apart by `type`.
+
+    Any of them may hold oracles, these plug-ins among them, and every other registered part.
+    """
+    models = [_section(f"{label}:{name}", make, tag=name) for name, make in constructors.items()]
+    choice: Any = Annotated[Union[tuple(models)], Field(discriminator="type")]  # noqa: UP007
+    known = {_RECURSIVE[Oracle]: _recursive("oracle", plugins), _RECURSIVE[Reward]: _recursive("reward")}
+    for model in models:
+        model.model_rebuild(force=True, _types_namespace=known)
+    return choice
+
+
+def settings_of(constructor: Callable[..., Any]) -> type[BaseModel]:
+    """Return the model of a section whose keys are the parameters of this constructor."""
+    return _section(constructor.__name__, constructor)
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Methods against each other on problems, query by query: `bbo compare run` and `bbo compare report`."""
+"""Methods against each other on budget curves: `bbo compare`."""

@@ -28,7 +28,7 @@ class BestOfN:
     As long as fewer than two designs have an outcome, nothing is believed: then the batch is plain draws.
     """
 
-    belief: SteeredPrior
+    belief: SteeredPrior = SteeredPrior()  # noqa: RUF009
     """Whose surrogate, acquisition and feasibility model say what is good; its sampler is not used."""
     n_samples: int = 1024
     """Prior samples a round. A chain of T steps costs n_samples · T passes forward through the network, none back."""

@@ -21,3 +21,14 @@ class Problem:
     """The highest outcome there is; None where nobody knows."""
     second_opinion: Oracle | None = None
     """Another oracle of the same quantity that no method ever asks: the final designs are shown to it."""
+
+
+def own(
+    prior: Prior,
+    oracle: Oracle,
+    encoder: EncoderModel | Encoder = Standardizer(),
+    optimum: float | None = None,
+    second_opinion: Oracle | None = None,
+) -> Problem:
+    """Return a user's own problem, as a suite file describes it."""
+    return Problem(prior, oracle, encoder, optimum, second_opinion)

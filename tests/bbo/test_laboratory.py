@@ -291,12 +291,5 @@ def test_the_belief_of_a_round_can_be_fitted_again(tmp_path):
     with opened(tmp_path, oracle=FunctionOracle(bowl), budget=8) as campaign:
         campaign.run()
         record = campaign.ledger.rounds()[1]
-        known = campaign.ledger.queries(rounds={0})
-        observed = campaign.observations()
-        first = replace(
-            observed,
-            X=observed.X[: len(known)],
-            is_feasible=observed.is_feasible[: len(known)],
-            y=observed.y[: len(known)],
-        )
+        first = campaign.observations().before(1)
         assert digest(campaign.method.fit(first, record.seed)) == record.summary["belief"]

@@ -1,0 +1,81 @@
+"""The commands `bbo compare …`. Parsing and printing only: what is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bbo.cli_arguments import Overrides
+
+if TYPE_CHECKING:
+    from experiments.compare.running import Done
+
+app = typer.Typer(
+    help="Compare methods on budget curves, each campaign a ledger of its own.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+SuiteFile = Annotated[Path, typer.Argument(help="Suite file (YAML).", metavar="SUITE", show_default=False)]
+
+
+@app.command()
+def run(
+    suite: SuiteFile,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Campaigns at a time, each on one core.", min=1, show_default="the number of cores"
+        ),
+    ] = None,
+) -> None:
+    """Run the campaigns of a suite, or those that are not finished. Exit code 1 where one cannot be."""
+    from experiments.compare.running import run_all, waiting
+    from experiments.compare.suite import load_suite
+
+    loaded = load_suite(suite, overrides or [])
+    jobs, n_all = waiting(loaded), len(loaded.jobs)
+    typer.echo(f"{n_all} campaigns of {loaded.settings.budget} queries, {n_all - len(jobs)} of them finished")
+    refused: list[Done] = []
+    try:
+        for i, done in enumerate(run_all(suite, overrides or [], jobs, processes or os.cpu_count() or 1), 1):
+            typer.echo(_line(i, len(jobs), done))
+            refused += [done] if done.refusal is not None else []
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
+    for done in refused:
+        typer.echo(f"\n{done.job} was not finished: {done.refusal}", err=True)
+    typer.echo(f"\nbbo compare report {suite}   writes the report")
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(suite: SuiteFile, overrides: Overrides = None) -> None:
+    """Check a suite file and build its parts. Nothing is written or spent."""
+    from experiments.compare.suite import load_suite
+
+    loaded = load_suite(suite, overrides or [])
+    settings = loaded.settings
+    n_queries = settings.budget * len(loaded.jobs)
+    typer.echo(f"{suite} is fine")
+    typer.echo(f"  problems   {', '.join(loaded.problem_names)}")
+    typer.echo(f"  methods    {', '.join(loaded.method_names)}")
+    typer.echo(
+        f"  campaigns  {len(loaded.jobs)} in {settings.directory}, {settings.n_seeds} seeds each; "
+        f"{settings.budget} queries in batches of {settings.batch_size}: {n_queries:,} in all"
+    )
+
+
+def _line(i: int, n: int, done: Done) -> str:
+    """Return one finished campaign in one line of 80 columns."""
+    result = "not finished" if done.refusal is not None else f"best {_number(done.best)}"
+    return f"{f'{i}/{n}':>9s}  {done.job!s:<44s} {result:>14s} {done.seconds:6.0f} s"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,0 +1,221 @@
+"""Suite files, and the campaigns that they run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from bbo.cli import app
+from bbo.errors import ConfigError
+from bbo.ledger import Ledger
+from bbo.steering import SteeredPrior
+from experiments.compare.catalogue import METHODS
+from experiments.compare.metering import CPU_SECONDS, EVALUATIONS
+from experiments.compare.running import is_finished, run_one, waiting
+from experiments.compare.suite import Job, load_suite
+from smc.priors.training import TrainingSettings, train_denoiser
+
+ORACLE = """
+def value(design):
+    return float(design[0])
+
+def picky(design):
+    if design[0] < 100:
+        raise ValueError("too small")
+    return 1.0
+
+def slow(design):
+    import time
+    time.sleep(0.05)
+    return float(design[0])
+"""
+
+
+@pytest.fixture(scope="session")
+def trained():
+    import torch
+
+    points = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    settings = TrainingSettings(n_iterations=50, batch_size=64, width=8, n_blocks=1)
+    return train_denoiser(points, settings=settings, seed=0)
+
+
+@pytest.fixture
+def folder(tmp_path, trained):
+    trained.save(tmp_path / "prior.safetensors")
+    (tmp_path / "lab.py").write_text(ORACLE)
+    return tmp_path
+
+
+def written(folder, **changes):
+    """Write a suite of one problem and two quick methods, with some sections changed."""
+    suite = {
+        "suite": {"directory": str(folder / "runs"), "budget": 8, "batch_size": 4, "n_seeds": 2},
+        "problems": {
+            "mine": {
+                "prior": {"type": "denoiser", "path": "prior.safetensors"},
+                "oracle": {"type": "function", "function": "lab.py:value"},
+            }
+        },
+        "methods": {"prior": {"type": "prior"}, "few": {"type": "best_of_n", "n_samples": 16}},
+    }
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(suite | changes, sort_keys=False))
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+class TestFile:
+    def test_every_combination_is_a_job_seed_by_seed(self, folder):
+        jobs = load_suite(written(folder)).jobs
+        assert [str(job) for job in jobs[:2]] == ["mine/prior/seed-0", "mine/few/seed-0"]
+        assert len(jobs) == len(set(jobs)) == 4
+        assert [job.seed for job in jobs] == [0, 0, 1, 1]
+
+    def test_without_methods_all_run_at_their_defaults(self, folder):
+        path = written(folder)
+        raw = yaml.safe_load(path.read_text())
+        del raw["methods"]
+        path.write_text(yaml.safe_dump(raw))
+        suite = load_suite(path)
+        assert suite.method_names == tuple(METHODS)
+        assert suite.methods["ours"] == SteeredPrior()
+
+    def test_every_mistake_is_told_with_its_place(self, folder):
+        path = written(
+            folder,
+            suite={"directory": "x", "budgt": 3},
+            problems={"a b": {}, "mine": {"prior": {"type": "denoiser"}, "oracle": {"type": "airfil"}}},
+            methods={"ours": {"type": "our"}, "few": {"type": "best_of_n", "n_samples": 0}},
+            more=1,
+        )
+        with pytest.raises(ConfigError) as told:
+            load_suite(path)
+        assert str(told.value).splitlines()[1:] == [
+            "  suite.budgt: unknown key; did you mean 'budget'?",
+            "  more: unknown key",
+            "  problems.a b: a name has letters, digits and underscores and begins with a letter",
+            "  problems.mine.oracle: unknown type 'airfil'; did you mean 'airfoil'?",
+            "  problems.mine.prior.path: is missing",
+            "  methods.ours: unknown type 'our'; did you mean 'ours'?",
+            "  methods.few: n_samples must be at least 1, got 0",
+        ]
+
+    @pytest.mark.parametrize("problems", [None, [], {}, "airfoil"])
+    def test_problems_are_named_sections(self, folder, problems):
+        with pytest.raises(ConfigError, match="problems: expected named sections"):
+            load_suite(written(folder, problems=problems))
+
+    def test_a_misfit_of_prior_and_oracle_is_found_before_anything_runs(self, folder):
+        prior = {"type": "denoiser", "path": "prior.safetensors"}
+        with pytest.raises(ConfigError, match=r"problems.mine: the oracle .* takes designs of shape \(18,\)"):
+            load_suite(written(folder, problems={"mine": {"prior": prior, "oracle": {"type": "airfoil"}}}))
+
+    @pytest.mark.parametrize(("key", "value"), [("n_seeds", 0), ("budget", 0), ("batch_size", -1)])
+    def test_settings_are_checked(self, folder, key, value):
+        with pytest.raises(ConfigError, match=f"{key} must be"):
+            load_suite(written(folder), [f"suite.{key}={value}"])
+
+
+class TestRunning:
+    def test_every_campaign_is_a_ledger_with_its_cost_and_is_never_run_again(self, folder):
+        path = written(folder)
+        first = run("run", path, "--processes", 1)
+        assert first.exit_code == 0, first.output
+        assert "4 campaigns of 8 queries, 0 of them finished" in first.output
+        assert all(len(line) <= 80 for line in first.output.splitlines() if "seed-" in line)
+        for job in load_suite(path).jobs:
+            ledger = Ledger.open(job.directory(folder / "runs"))
+            assert ledger.counts().done == 8
+            rounds = ledger.rounds()
+            assert all(past.summary[CPU_SECONDS] >= 0 for past in rounds)
+            n_samples = 16 if job.method == "few" else 4
+            assert rounds[1].summary[EVALUATIONS] == n_samples * len(
+                load_suite(path).problems["mine"].prior.steps
+            )
+            ledger.close()
+        again = run("run", path)
+        assert "4 of them finished" in again.output
+        assert "seed-" not in again.output
+
+    def test_methods_share_the_first_batch_of_a_seed(self, folder):
+        path = written(folder)
+        run("run", path, "--processes", 1)
+        first = {}
+        for job in load_suite(path).jobs:
+            ledger = Ledger.open(job.directory(folder / "runs"))
+            first.setdefault(job.seed, []).append(
+                [q.evaluation.outcomes["value"] for q in ledger.queries()][:4]
+            )
+            ledger.close()
+        assert first[0][0] == first[0][1]
+        assert first[1][0] == first[1][1]
+        assert first[0][0] != first[1][0]
+
+    def test_a_larger_budget_goes_on_from_where_it_ended(self, folder):
+        path, job = written(folder), Job(0, "mine", "few")
+        run_one(path, (), job)
+        ledger = Ledger.open(job.directory(folder / "runs"))
+        before = [q.id for q in ledger.queries()]
+        ledger.close()
+        assert not is_finished(job.directory(folder / "runs"), 12)
+        assert job in waiting(load_suite(path, ["suite.budget=12"]))
+        done = run_one(path, ("suite.budget=12",), job)
+        assert done.refusal is None
+        ledger = Ledger.open(job.directory(folder / "runs"))
+        assert [q.id for q in ledger.queries()][:8] == before
+        assert ledger.counts().done == 12
+        ledger.close()
+
+    def test_a_campaign_that_cannot_be_finished_stops_no_other(self, folder):
+        problems = yaml.safe_load(written(folder).read_text())["problems"]
+        problems["broken"] = {**problems["mine"], "oracle": {"type": "function", "function": "lab.py:picky"}}
+        result = run("run", written(folder, problems=problems), "--processes", 1)
+        assert result.exit_code == 1
+        assert result.output.count("not finished  ") == 4
+        assert result.output.count(" best ") == 4
+        assert "broken/few/seed-1 was not finished: all 4 queries so far have failed" in result.output
+
+    def test_other_settings_in_the_same_place_are_refused_campaign_by_campaign(self, folder):
+        run("run", written(folder), "--processes", 1)
+        methods = {"prior": {"type": "prior"}, "few": {"type": "best_of_n", "n_samples": 32}}
+        result = run("run", written(folder, methods=methods), "suite.budget=12", "--processes", 1)
+        assert result.exit_code == 1
+        assert "mine/few/seed-0 was not finished: " in result.output
+        assert "n_samples is 16 there" in result.output
+
+    def test_it_is_interrupted_and_goes_on(self, folder):
+        """Killed in the middle with every process: what was paid for is kept, and the rest is run."""
+        problems = yaml.safe_load(written(folder).read_text())["problems"]
+        problems["mine"]["oracle"]["function"] = "lab.py:slow"
+        path = written(folder, problems=problems)
+        command = [sys.executable, "-c", "from bbo.cli import main; main()", "compare", "run", str(path)]
+        started = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        runs = folder / "runs"
+        deadline = time.monotonic() + 60
+        while not list(runs.glob("*/*/*/ledger.sqlite")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+        assert waiting(load_suite(path))
+        result = run("run", path, "--processes", 1)
+        assert result.exit_code == 0, result.output
+        assert waiting(load_suite(path)) == []
+
+
+def test_check_tells_what_would_be_paid(folder):
+    result = run("check", written(folder))
+    assert "32 in all" in result.output
+    assert result.exit_code == 0
+    assert not (folder / "runs").exists()
