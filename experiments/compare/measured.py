@@ -26,7 +26,8 @@ from bbo import seeds
 from bbo.executor import Executor, LocalExecutor, SampleRequest
 from bbo.features import N_PRIOR_DRAWS, with_features
 from bbo.ledger.durable import write_durably
-from experiments.compare.reading import KEY, Comparison, Name, tensors
+from experiments.compare.reading import KEY, Comparison, tensors
+from experiments.compare.suite import Job
 from experiments.metrics import mean_pairwise_distance
 from experiments.problems.problem import Problem
 from oracles.base import Oracle
@@ -111,9 +112,7 @@ def second_opinion(
     return np.array([evaluation.outcomes.get(objective, math.nan) for evaluation in evaluations])
 
 
-def opinion_ratio(
-    value: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
-) -> tuple[float, int, int]:
+def opinion_ratio(value: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> tuple[float, int, int]:
     """Return the median of second / value over the designs that returned, how many did, and of how many.
 
     NaN where none returned. Below 1, the oracle that was optimised says more than the other one believes; of values
@@ -156,12 +155,12 @@ def _designs(
     comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame, say: Say
 ) -> pd.DataFrame:
     yardsticks: dict[str, Yardstick] = {}
-    for name, of in _due(comparison, problems, known):
-        say(f"measuring the designs of {name}")
-        if name.problem not in yardsticks:
-            yardsticks[name.problem] = Yardstick.of(problems[name.problem])
-        last = tensors(name, comparison.root)[-N_LAST:]
-        known = _with(known, [{**of, **_measured(yardsticks[name.problem], last)}])
+    for job, of in _due(comparison, problems, known):
+        say(f"measuring the designs of {job}")
+        if job.problem not in yardsticks:
+            yardsticks[job.problem] = Yardstick.of(problems[job.problem])
+        last = tensors(job, comparison.root)[-N_LAST:]
+        known = _with(known, [{**of, **_measured(yardsticks[job.problem], last)}])
         _keep(comparison.root / MEASURES, known)
     return known
 
@@ -169,23 +168,27 @@ def _designs(
 def _opinions(
     comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame, say: Say
 ) -> pd.DataFrame:
-    for name, of in _due(comparison, problems, known):
-        oracle = problems[name.problem].second_opinion
+    for job, of in _due(comparison, problems, known):
+        oracle = problems[job.problem].second_opinion
         if oracle is not None:
-            say(f"asking for a second opinion of {name}")
-            known = _with(known, [{**of, **row} for row in _of_the_best(oracle, comparison, name)])
+            say(f"asking for a second opinion of {job}")
+            known = _with(known, [{**of, **row} for row in _of_the_best(oracle, comparison, job)])
             _keep(comparison.root / OPINIONS, known)
     return known
 
 
 def _due(
     comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame
-) -> list[tuple[Name, dict[str, object]]]:
+) -> list[tuple[Job, dict[str, object]]]:
     """Return the finished campaigns of the given problems of which nothing is known, and what names their rows."""
     campaigns = comparison.campaigns
-    is_due = campaigns["is_finished"] & campaigns["problem"].isin(problems) & ~campaigns["uid"].isin(known["uid"])
+    is_due = (
+        campaigns["is_finished"] & campaigns["problem"].isin(problems) & ~campaigns["uid"].isin(known["uid"])
+    )
     rows = campaigns.loc[is_due, [*KEY, *_OF]].to_dict("records")
-    return [(Name(row["problem"], row["method"], row["seed"]), {str(k): v for k, v in row.items()}) for row in rows]
+    return [
+        (Job(row["seed"], row["problem"], row["method"]), {str(k): v for k, v in row.items()}) for row in rows
+    ]
 
 
 def _measured(yardstick: Yardstick, designs: Float[Tensor, "n *design"]) -> dict[str, float]:
@@ -198,13 +201,13 @@ def _measured(yardstick: Yardstick, designs: Float[Tensor, "n *design"]) -> dict
     }
 
 
-def _of_the_best(oracle: Oracle, comparison: Comparison, name: Name) -> list[dict[str, float]]:
+def _of_the_best(oracle: Oracle, comparison: Comparison, job: Job) -> list[dict[str, float]]:
     """Return a row for each of a campaign's best designs, of equals the earlier one first."""
     queries = comparison.queries
-    is_ours = (queries[KEY] == [name.problem, name.method, name.seed]).all(axis=1)
+    is_ours = (queries[KEY] == [job.problem, job.method, job.seed]).all(axis=1)
     top = queries[is_ours].dropna(subset="value").sort_values("value", ascending=False, kind="stable")[:N_TOP]
-    designs = tensors(name, comparison.root)[torch.tensor(top["query"].to_numpy() - 1, dtype=torch.long)]
-    objective = str(comparison.records[name].config["campaign"]["objective"])
+    designs = tensors(job, comparison.root)[torch.tensor(top["query"].to_numpy() - 1, dtype=torch.long)]
+    objective = str(comparison.records[job].config["campaign"]["objective"])
     second = second_opinion(oracle, designs, objective)
     return [
         {"query": query, "value": value, "second": said}

@@ -21,30 +21,16 @@ from torch import Tensor
 from bbo.errors import CampaignError, LedgerError
 from bbo.ledger import Ledger, Query, QueryState, RoundRecord
 from bbo.objective import objective_of, value_of
+from experiments.compare.metering import CPU_SECONDS, EVALUATIONS
 from experiments.compare.statistics import best_so_far
+from experiments.compare.suite import Job
 
 KEY = ["problem", "method", "seed"]
 """Columns that name a campaign in every table."""
-COST = ["network_evaluations", "cpu_seconds"]
+COST = [EVALUATIONS, CPU_SECONDS]
 """What a round's summary tells of its cost, where it was counted."""
 _SEED = re.compile(r"seed-(\d+)")
 _SPENT = {QueryState.DONE, QueryState.FAILED, QueryState.IN_DOUBT, QueryState.ABANDONED}
-
-
-@dataclass(frozen=True, order=True)
-class Name:
-    """Which campaign of a comparison."""
-
-    problem: str
-    method: str
-    seed: int
-
-    def directory(self, root: Path) -> Path:
-        """Return where its ledger lies in the comparison's folder."""
-        return root / self.problem / self.method / f"seed-{self.seed}"
-
-    def __str__(self) -> str:
-        return f"{self.problem}/{self.method}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -68,16 +54,17 @@ class Comparison:
     campaigns: pd.DataFrame
     """One row a campaign: problem, method, seed, budget, batch_size, n_queries (spent), is_finished, n_feasible, best,
     network_evaluations and cpu_seconds in all, and uid, the ledger's own name."""
-    records: Mapping[Name, Record]
+    records: Mapping[Job, Record]
 
 
-def names_in(root: Path) -> list[Name]:
-    """Return the campaigns of a folder, sorted; a folder without a ledger is none yet."""
-    return sorted(
-        Name(path.parent.parent.name, path.parent.name, int(found[1]))
+def jobs_in(root: Path) -> list[Job]:
+    """Return the campaigns of a folder, by problem, method and seed; a folder without a ledger is none yet."""
+    jobs = [
+        Job(int(found[1]), path.parent.parent.name, path.parent.name)
         for path in root.glob("*/*/seed-*")
         if (found := _SEED.fullmatch(path.name)) and Ledger.exists(path)
-    )
+    ]
+    return sorted(jobs, key=lambda job: (job.problem, job.method, job.seed))
 
 
 def read(root: Path) -> Comparison:
@@ -85,8 +72,8 @@ def read(root: Path) -> Comparison:
     when one cannot be read.
     """
     queries, campaigns, records = [], [], {}
-    for name in names_in(root):
-        table, row, records[name] = _campaign(name, root)
+    for job in jobs_in(root):
+        table, row, records[job] = _campaign(job, root)
         queries.append(table)
         campaigns.append(row)
     if not campaigns:
@@ -96,33 +83,33 @@ def read(root: Path) -> Comparison:
     return Comparison(root, pd.concat(queries, ignore_index=True), pd.DataFrame(campaigns), records)
 
 
-def tensors(name: Name, root: Path, kind: str = "design") -> Float[Tensor, "n *shape"]:
+def tensors(job: Job, root: Path, kind: str = "design") -> Float[Tensor, "n *shape"]:
     """Return the designs of a campaign's spent queries, in order; their clean latents where `kind` is "x0".
 
     Raises BlobError where they cannot be read.
     """
-    with Ledger.open(name.directory(root)) as ledger:
+    with Ledger.open(job.directory(root)) as ledger:
         spent = _spent(ledger)
         blobs = {sha: ledger.blobs.get_tensors(sha)[kind] for sha in dict.fromkeys(q.artifact for q in spent)}
         return torch.stack([blobs[q.artifact][q.row] for q in spent])
 
 
 # ---------------------------------------------------------------- one campaign
-def _campaign(name: Name, root: Path) -> tuple[pd.DataFrame, dict[str, object], Record]:
+def _campaign(job: Job, root: Path) -> tuple[pd.DataFrame, dict[str, object], Record]:
     try:
-        with Ledger.open(name.directory(root)) as ledger:
+        with Ledger.open(job.directory(root)) as ledger:
             spent, rounds, budget = _spent(ledger), ledger.rounds(), ledger.budget
             config: Any = ledger.config
             objective, uid = objective_of(ledger), ledger.uid
             driven = [event.detail.get("versions") for event in ledger.events() if event.kind == "driven"]
     except (LedgerError, KeyError) as error:
-        raise LedgerError(f"the campaign {name} in {root} cannot be read: {error}") from error
-    table = _queries(name, spent, rounds, objective)
+        raise LedgerError(f"the campaign {job} in {root} cannot be read: {error}") from error
+    table = _queries(job, spent, rounds, objective)
     last = table.iloc[-1] if len(table) else None
     row = {
-        "problem": name.problem,
-        "method": name.method,
-        "seed": name.seed,
+        "problem": job.problem,
+        "method": job.method,
+        "seed": job.seed,
         "budget": budget,
         "batch_size": int(config["campaign"]["batch_size"]),
         "n_queries": len(table),
@@ -140,17 +127,15 @@ def _spent(ledger: Ledger) -> list[Query]:
     return [query for query in ledger.queries(_SPENT) if not query.is_given]
 
 
-def _queries(
-    name: Name, spent: Sequence[Query], rounds: Sequence[RoundRecord], objective: str
-) -> pd.DataFrame:
+def _queries(job: Job, spent: Sequence[Query], rounds: Sequence[RoundRecord], objective: str) -> pd.DataFrame:
     values = np.array([value_of(query, objective) for query in spent], dtype=float)
     best = best_so_far(values)
     number = np.array([query.round for query in spent], dtype=int)
     table = pd.DataFrame(
         {
-            "problem": name.problem,
-            "method": name.method,
-            "seed": name.seed,
+            "problem": job.problem,
+            "method": job.method,
+            "seed": job.seed,
             "query": np.arange(1, len(spent) + 1),
             "round": number,
             "value": values,

@@ -57,9 +57,7 @@ def batch_means(
     return means
 
 
-def normalised(
-    values: Float[np.ndarray, "*shape"], zero: float, one: float
-) -> Float[np.ndarray, "*shape"]:
+def normalised(values: Float[np.ndarray, "*shape"], zero: float, one: float) -> Float[np.ndarray, "*shape"]:
     """Return values on the scale that is 0 at `zero` and 1 at `one`. Raises ValueError unless zero < one, finite."""
     if not (math.isfinite(zero) and math.isfinite(one) and zero < one):
         raise ValueError(f"a scale needs two finite values, the lower one first, got {zero} and {one}")

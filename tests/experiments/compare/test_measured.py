@@ -20,7 +20,8 @@ from experiments.compare.measured import (
     opinion_ratio,
     second_opinion,
 )
-from experiments.compare.reading import Name, read, tensors
+from experiments.compare.reading import read, tensors
+from experiments.compare.suite import Job
 from oracles.calls import Incomplete
 from oracles.errors import NotAccepted
 from tests.experiments.compare.small import line, run
@@ -115,7 +116,7 @@ def test_every_finished_campaign_is_measured(copied, found):
         ["ours", 0, 24], ["ours", 1, 24], ["prior", 0, 24], ["prior", 1, 24]
     ]  # fmt: skip
     yardstick = Yardstick.of(line())
-    X = tensors(Name("line", "prior", 1), copied)
+    X = tensors(Job(1, "line", "prior"), copied)
     last = found.designs.iloc[3]
     assert last["diversity"] == pytest.approx(yardstick.diversity(X))
     assert last["distance"] == pytest.approx(yardstick.distance(X))
@@ -130,7 +131,7 @@ def test_the_best_of_each_campaign_are_shown_to_the_other_oracle(copied, found):
         ours = queries[(queries["method"] == method) & (queries["seed"] == seed)]
         top = ours.dropna(subset="value").nlargest(N_TOP, "value")
         assert rows["value"].tolist() == top["value"].tolist()
-        designs = tensors(Name("line", method, seed), copied)[top["query"].to_numpy() - 1]
+        designs = tensors(Job(seed, "line", method), copied)[top["query"].to_numpy() - 1]
         is_back = designs[:, 1] >= 0
         assert rows["second"].notna().tolist() == is_back.tolist()
         np.testing.assert_allclose(rows["second"].dropna(), 0.9 * designs[is_back, 0], rtol=1e-6)
@@ -154,14 +155,17 @@ def test_a_campaign_that_was_run_anew_is_measured_anew(copied, found, tmp_path):
     run(folder, "line", "prior", 1)
     said = []
     again = measured(read(folder), {"line": line()}, said.append)
-    assert said == ["measuring the designs of line/prior/seed-1", "asking for a second opinion of line/prior/seed-1"]
+    assert said == [
+        "measuring the designs of line/prior/seed-1",
+        "asking for a second opinion of line/prior/seed-1",
+    ]
     assert len(again.designs) == len(found.designs)
     assert len(pd.read_csv(folder / OPINIONS)) == len(found.opinions)
 
 
 def test_designs_whose_features_are_not_finite_are_left_out_and_counted(root, tmp_path):
     folder = shutil.copytree(root, tmp_path / "compare")
-    designs = tensors(Name("line", "prior", 0), folder)
+    designs = tensors(Job(0, "line", "prior"), folder)
 
     @dataclass(frozen=True)
     class Blind:

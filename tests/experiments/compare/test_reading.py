@@ -8,7 +8,8 @@ import torch
 
 from bbo.campaign import Campaign
 from bbo.errors import CampaignError, LedgerError
-from experiments.compare.reading import Name, names_in, read, tensors
+from experiments.compare.reading import jobs_in, read, tensors
+from experiments.compare.suite import Job
 from experiments.methods.prior import PlainPrior
 from tests.experiments.compare.small import BATCH, BUDGET, PLAIN, first_number, line, run
 
@@ -17,7 +18,7 @@ def test_every_query_is_a_row_in_its_order(root):
     found = read(root)
     assert len(found.queries) == 4 * BUDGET
     for (problem, method, seed), table in found.queries.groupby(["problem", "method", "seed"]):
-        designs = tensors(Name(problem, method, seed), root)
+        designs = tensors(Job(seed, problem, method), root)
         values = [first_number(design) for design in designs.numpy()]
         np.testing.assert_array_equal(table["value"], values)
         assert table["query"].tolist() == list(range(1, BUDGET + 1))
@@ -43,21 +44,21 @@ def test_every_campaign_is_a_row(root):
     assert found.campaigns["best"].tolist() == last["best"].tolist()
     assert found.campaigns["n_feasible"].sum() == found.queries["is_feasible"].sum() < 4 * BUDGET
     assert found.campaigns["cpu_seconds"].tolist() == [1.5] * 4
-    record = found.records[Name("line", "ours", 1)]
+    record = found.records[Job(1, "line", "ours")]
     assert record.config["campaign"]["seed"] == 1
     assert record.versions[0]["torch"] == version("torch")
 
 
 def test_latents_come_in_the_order_of_the_queries(root):
-    name = Name("line", "ours", 0)
-    assert torch.equal(tensors(name, root, "x0"), tensors(name, root))
-    assert str(name) == "line/ours/seed-0"
+    job = Job(0, "line", "ours")
+    assert torch.equal(tensors(job, root, "x0"), tensors(job, root))
+    assert str(job) == "line/ours/seed-0"
 
 
 def test_an_unfinished_campaign_is_read_while_it_is_driven(tmp_path):
     run(tmp_path, "line", "prior", 3, rounds=1)
     at = line()
-    directory = Name("line", "prior", 3).directory(tmp_path)
+    directory = Job(3, "line", "prior").directory(tmp_path)
     settings = {"budget": BUDGET, "batch_size": BATCH, "seed": 3, "encoder": at.encoder, "method": PLAIN}
     with Campaign.open(directory, prior=at.prior, oracle=at.oracle, **settings) as campaign:
         asked = campaign.ask()
@@ -73,7 +74,7 @@ def test_what_was_not_counted_is_not_a_number(tmp_path):
     (tmp_path / "line" / "prior" / "seed-7").mkdir()  # begun, and killed before there was a ledger
     (tmp_path / "line" / "prior" / "seed-x").mkdir()
     (tmp_path / "report.html").touch()
-    assert names_in(tmp_path) == [Name("line", "prior", 0)]
+    assert jobs_in(tmp_path) == [Job(0, "line", "prior")]
     found = read(tmp_path)
     assert found.queries[["network_evaluations", "cpu_seconds"]].isna().all(axis=None)
     assert found.campaigns["cpu_seconds"].isna().all()
@@ -90,13 +91,15 @@ def test_a_campaign_without_a_query_is_a_campaign(tmp_path):
 def test_seeds_are_sorted_as_numbers(tmp_path):
     for seed in (10, 9):
         run(tmp_path, "line", "prior", seed, rounds=0)
-    assert [name.seed for name in names_in(tmp_path)] == [9, 10]
+    assert [job.seed for job in jobs_in(tmp_path)] == [9, 10]
 
 
 def test_a_folder_without_campaigns_and_a_broken_ledger_are_named(tmp_path):
     with pytest.raises(CampaignError, match=r"expected campaigns in .*/PROBLEM/METHOD/seed-K, got none"):
         read(tmp_path)
     run(tmp_path, "line", "prior", 0, rounds=0)
-    (tmp_path / "line" / "prior" / "seed-0" / "ledger.sqlite").write_bytes(b"not a database, by any means" * 40)
-    with pytest.raises(LedgerError, match="the campaign line/prior/seed-0 in .* cannot be read"):
+    (tmp_path / "line" / "prior" / "seed-0" / "ledger.sqlite").write_bytes(
+        b"not a database, by any means" * 40
+    )
+    with pytest.raises(LedgerError, match=r"the campaign line/prior/seed-0 in .* cannot be read"):
         read(tmp_path)

@@ -58,7 +58,11 @@ def test_a_run_that_found_nothing_is_the_worst_one():
 def exact_band(strata):
     """Return the quantiles over every resample that there is, each as likely as the others."""
     means = sorted(
-        float(interquartile_mean(np.concatenate([runs[list(rows)] for runs, rows in zip(strata, picked)])))
+        float(
+            interquartile_mean(
+                np.concatenate([runs[list(rows)] for runs, rows in zip(strata, picked, strict=True)])
+            )
+        )
         for picked in product(*(list(product(range(len(runs)), repeat=len(runs))) for runs in strata))
     )
     return means[math.ceil(0.025 * len(means)) - 1], means[math.ceil(0.975 * len(means)) - 1]
