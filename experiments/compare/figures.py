@@ -62,7 +62,7 @@ def _efficiency(contest: Contest, ours: str, at: int) -> dict[str, float]:
 
 
 def _quality(rows: pd.DataFrame, ours: str) -> dict[str, float | bool]:
-    us = rows.loc[ours]
+    us = rows.to_dict("index")[ours]
     is_equal = rows["final_median"] >= us["final_median"] - EQUAL * abs(us["final_median"])
     equals = rows.loc[is_equal & (rows.index != ours), "diversity"]
     return {
