@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bbo import seeds
+from bbo.errors import CampaignError
 from bbo.executor import Executor, LocalExecutor, SampleRequest
 from bbo.features import N_PRIOR_DRAWS, with_features
 from bbo.ledger.durable import write_durably
@@ -217,7 +218,7 @@ def _of_the_best(oracle: Oracle, comparison: Comparison, job: Job) -> list[dict[
 
 # ---------------------------------------------------------------- kept beside the ledgers
 def _kept(comparison: Comparison, file: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the rows that speak of the comparison's campaigns as they are now. Raises ValueError for another file."""
+    """Return the rows of the comparison's campaigns as they are now. Raises CampaignError for other columns."""
     path = comparison.root / file
     if not path.is_file():
         return pd.DataFrame(columns=list(columns))
@@ -225,7 +226,7 @@ def _kept(comparison: Comparison, file: str, columns: Sequence[str]) -> pd.DataF
     as_text = dict.fromkeys(("problem", "method", "uid"), str)
     table = pd.read_csv(path, converters=as_text)
     if list(table.columns) != list(columns):
-        raise ValueError(
+        raise CampaignError(
             f"{path} has the columns {', '.join(table.columns)}, expected {', '.join(columns)}; remove it, and it is "
             "measured anew"
         )

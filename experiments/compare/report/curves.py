@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from bbo.report.figures import FONT, GRID, INK, MUTED
 from experiments.compare.report.panels import Panel, span
@@ -14,9 +14,6 @@ from experiments.compare.report.styles import Style
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-_DIGITS = 5
-"""Significant digits of what is drawn: they are most of the page's size."""
 
 
 def curves(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str) -> str:
@@ -38,7 +35,9 @@ def curves(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str) -> s
             is_band += [True, False]
             is_emphasised += [method in emphasised, True]
         figure.update_yaxes(title_text=panel.y_title, range=span(panel, emphasised), row=1, col=column)
-        figure.update_xaxes(title_text="queries", range=[0, float(panel.x[-1])], row=1, col=column)
+        figure.update_xaxes(
+            title_text="queries", range=[0, panel.x[-1]], tickvals=panel.ticks, row=1, col=column
+        )
     _dress(figure)
     figure.update_layout(updatemenus=[_buttons(is_band, is_emphasised)])
     told: str = figure.to_json()
@@ -48,17 +47,17 @@ def curves(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str) -> s
 def _line(panel: Panel, method: str, style: Style, is_listed: bool) -> go.Scatter:
     import plotly.graph_objects as go
 
-    band = panel.bands[method]
+    band, name = panel.bands[method], escape(method, quote=False)  # plotly.js reads its text as HTML
     return go.Scatter(
         x=panel.x,
-        y=_rounded(band.middle),
-        customdata=np.stack([_rounded(band.low), _rounded(band.high)], axis=1),
+        y=band.middle.astype(np.float32),
+        customdata=np.stack([band.low, band.high], axis=1).astype(np.float32),
         mode="lines",
-        name=method,
+        name=name,
         legendgroup=method,
         showlegend=is_listed,
         line={"color": style.colour, "dash": style.dash, "width": 3.5 if style.is_ours else 1.6},
-        hovertemplate=f"{method}: %{{y}}  [%{{customdata[0]}}, %{{customdata[1]}}]<extra>%{{x}} queries</extra>",
+        hovertemplate=f"{name}: %{{y:.5g}} [%{{customdata[0]:.5g}}, %{{customdata[1]:.5g}}]<extra>%{{x}}</extra>",
     )
 
 
@@ -67,10 +66,10 @@ def _band(panel: Panel, method: str, style: Style, is_visible: bool) -> go.Scatt
 
     band = panel.bands[method]
     is_there = np.isfinite(band.low) & np.isfinite(band.high)
-    x, low, high = panel.x[is_there], _rounded(band.low[is_there]), _rounded(band.high[is_there])
+    x, low, high = panel.x[is_there], band.low[is_there], band.high[is_there]
     return go.Scatter(
         x=np.concatenate([x, x[::-1]]),
-        y=np.concatenate([high, low[::-1]]),
+        y=np.concatenate([high, low[::-1]]).astype(np.float32),
         fill="toself",
         fillcolor=style.band,
         line={"width": 0},
@@ -131,12 +130,3 @@ def _dress(figure: go.Figure) -> None:
     quiet = {"gridcolor": GRID, "zeroline": False, "ticks": "", "automargin": True, "title": title}
     figure.update_xaxes(**quiet, linecolor="#b8c0ca", showline=True)
     figure.update_yaxes(**quiet)
-
-
-def _rounded(values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Return the values with so many significant digits."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        magnitude = np.floor(np.log10(np.abs(values)))
-    scale = 10.0 ** (_DIGITS - 1 - np.where(np.isfinite(magnitude), magnitude, 0))
-    rounded: np.ndarray = np.round(values * scale) / scale
-    return rounded

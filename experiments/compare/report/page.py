@@ -1,7 +1,7 @@
-"""A comparison's report: one HTML file that needs no network, a picture (PNG, PDF), and its tables (CSV).
+"""The page of a comparison: one HTML file that needs no network, in the look of a campaign's report.
 
-It reads ledgers and executes nothing that lies in the comparison's folder. What it says of a problem's designs beyond
-that needs the problems themselves, or what was measured of them before.
+Whatever folders and ledgers say is escaped, and the page's own policy lets a browser load nothing and run no script but
+the page's two.
 """
 
 from __future__ import annotations
@@ -9,31 +9,18 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from pathlib import Path
 from string import Template
-from typing import Any
 
-import pandas as pd
-
-from bbo.errors import BboError
 from bbo.report.figures import plotly_script
 from bbo.report.html import card, count, fold, moment, plot, script_hash, section, table
 from experiments.benchmarks.harness import circumstances
-from experiments.compare.figures import OURS, figures
-from experiments.compare.measured import Say, measured
-from experiments.compare.reading import Comparison, read
 from experiments.compare.report.curves import curves
-from experiments.compare.report.panels import Panel, batches, progress, together
-from experiments.compare.report.picture import draw
-from experiments.compare.report.styles import Style, styles
+from experiments.compare.report.findings import Findings
 from experiments.compare.report.words import listed, method_table, overall_table
-from experiments.compare.suite import Job
-from experiments.compare.summary import TARGET, Contest, Overall, contests, summary
-from experiments.problems.problem import Problem
+from experiments.compare.summary import TARGET
 
 _DRAW = """
 const options = {displaylogo: false, responsive: true, modeBarButtons: [["toImage", "resetScale2d"]]};
@@ -42,7 +29,12 @@ for (const holder of document.querySelectorAll("[data-figure]")) {
   Plotly.newPlot(holder, figure.data, figure.layout, options);
 }
 """
-_WIDER = "<style>main { max-width: 1280px; } th, td { padding-left: 12px; }</style>"
+_STYLE = """<style>
+main { max-width: 1280px; }
+th, td { padding-left: 12px; }
+.plot { height: 510px; }
+.ours td { font-weight: 650; color: var(--accent); }
+</style>"""
 _ABOUT = f"""
 Curves and final values are interquartile means over seeds (the middle half of the runs) with stratified bootstrap
 95 % bands, runs drawn anew within each problem (Agarwal et al. 2021, arXiv 2108.13264). A run that has found nothing
@@ -62,143 +54,10 @@ nothing else is said, a number is the median over the seeds.
 """
 
 
-class ReportError(BboError):
-    """The report of a comparison cannot be written."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written."""
-
-    page: Path
-    files: Sequence[Path]
-    """Picture and tables."""
-
-
-@dataclass(frozen=True)
-class _Findings:
-    """Everything that a report tells, worked out once."""
-
-    comparison: Comparison
-    contests: Sequence[Contest]
-    overall: Overall | None
-    summary: pd.DataFrame
-    progress: Sequence[Panel]
-    batches: Sequence[Panel]
-    together: Panel | None
-    styles: Mapping[str, Style]
-    ours: str
-    missing: Sequence[Job]
-    """Campaigns that are not there at all."""
-    unfinished: Sequence[str]
-    figures: Mapping[str, float | bool] = field(default_factory=dict)
-
-
-def write_report(
-    root: str | Path,
-    out: str | Path | None = None,
-    *,
-    problems: Mapping[str, Problem] | None = None,
-    jobs: Sequence[Job] = (),
-    ours: str = OURS,
-    say: Say = print,
-) -> Written:
-    """Write the report of the comparison in `root` into the folder `out` (ROOT/report), and return what was written.
-
-    report.html, curves.png and .pdf, queries.csv.gz (a row a query), campaigns.csv, summary.csv (a row a problem and
-    method), overall.csv where there are several problems, and figures.json.
-
-    problems: by name, to measure designs by; without one, its columns hold what was measured before, or nothing.
-    jobs: the campaigns that should be there, in the suite's order; none for every combination of what is there.
-    ours: the method that stands out. say: hears what is being measured.
-
-    Raises CampaignError when there is no campaign, LedgerError when one cannot be read, and ReportError when none is
-    finished or a file cannot be written.
-    """
-    root = Path(root)
-    found = _findings(read(root), problems or {}, jobs, ours, say)
-    folder = root / "report" if out is None else Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [*draw(_pictured(found), found.styles, ours, folder), *_tables(found, folder)]
-        page = folder / "report.html"
-        page.write_text(_page(found), encoding="utf-8", errors="replace", newline="\n")
-    except OSError as error:
-        raise ReportError(f"cannot write the report to {folder}: {error}; name another folder") from error
-    return Written(page, files)
-
-
-def _findings(
-    comparison: Comparison, problems: Mapping[str, Problem], jobs: Sequence[Job], ours: str, say: Say
-) -> _Findings:
-    campaigns = comparison.campaigns
-    problem_names = list(dict.fromkeys(job.problem for job in jobs))
-    method_names = list(dict.fromkeys(job.method for job in jobs))
-    found = contests(comparison, problem_names, method_names)
-    if not found:
-        raise ReportError(
-            f"none of the {len(campaigns)} campaigns in {comparison.root} is finished yet; run the suite to its end"
-        )
-    table = summary(found, comparison, measured(comparison, problems, say))
-    overall = Overall.of(found)
-    methods = list(dict.fromkeys([*method_names, *(name for contest in found for name in contest.methods)]))
-    present = [name for name in methods if any(name in contest.methods for contest in found)]
-    return _Findings(
-        comparison,
-        found,
-        overall,
-        table,
-        progress=[progress(contest) for contest in found],
-        batches=[batches(contest) for contest in found],
-        together=None if overall is None else together(overall),
-        styles=styles(present, ours),
-        ours=ours,
-        missing=_missing(comparison, jobs),
-        unfinished=[
-            f"{row['problem']}/{row['method']}/seed-{row['seed']} ({row['n_queries']} of {row['budget']} queries)"
-            for row in campaigns[~campaigns["is_finished"]].to_dict("records")
-        ],
-        figures=figures(found, table, ours),
-    )
-
-
-def _missing(comparison: Comparison, jobs: Sequence[Job]) -> list[Job]:
-    there = set(comparison.records)
-    expected = jobs or [
-        Job(seed, problem, method)
-        for problem in sorted({job.problem for job in there})
-        for method in sorted({job.method for job in there})
-        for seed in sorted({job.seed for job in there})
-    ]
-    return [job for job in expected if job not in there]
-
-
-def _pictured(found: _Findings) -> list[Panel]:
-    return [*found.progress, *([] if found.together is None else [found.together])]
-
-
-# ---------------------------------------------------------------- files
-def _tables(found: _Findings, folder: Path) -> list[Path]:
-    tables = {
-        "queries.csv.gz": found.comparison.queries,
-        "campaigns.csv": found.comparison.campaigns,
-        "summary.csv": found.summary,
-    }
-    if found.overall is not None:
-        tables["overall.csv"] = found.overall.table()
-    for name, told in tables.items():
-        # no time in the archive: the same tables are the same file
-        packed: Any = {"method": "gzip", "mtime": 0} if name.endswith(".gz") else None
-        told.to_csv(folder / name, index=False, lineterminator="\n", compression=packed)
-    path = folder / "figures.json"
-    path.write_text(json.dumps(dict(found.figures), indent=2) + "\n", encoding="utf-8")
-    return [*(folder / name for name in tables), path]
-
-
-# ---------------------------------------------------------------- page
-def _page(found: _Findings) -> str:
+def page(found: Findings) -> str:
+    """Return the page as HTML."""
     sections = [
-        _WIDER,
+        _STYLE,
         _header(found),
         _notes(found),
         _together(found),
@@ -217,7 +76,7 @@ def _page(found: _Findings) -> str:
     )
 
 
-def _header(found: _Findings) -> str:
+def _header(found: Findings) -> str:
     campaigns = found.comparison.campaigns
     finished = campaigns[campaigns["is_finished"]]
     budgets = sorted(set(finished["budget"]))
@@ -249,7 +108,7 @@ def _numbers(seeds: Sequence[int]) -> str:
     return f"{seeds[0]} … {seeds[-1]}" if is_row else ", ".join(map(str, seeds))
 
 
-def _notes(found: _Findings) -> str:
+def _notes(found: Findings) -> str:
     """Say plainly what is missing, and what is not as it should be."""
     notes = []
     if found.unfinished:
@@ -278,7 +137,7 @@ def _notes(found: _Findings) -> str:
     return section("What is compared", "", told + fold("How to read the numbers", about))
 
 
-def _together(found: _Findings) -> str:
+def _together(found: Findings) -> str:
     if found.overall is None or found.together is None:
         return ""
     about = (
@@ -290,11 +149,11 @@ def _together(found: _Findings) -> str:
         "All problems",
         about,
         plot("together", curves([found.together], found.styles, found.ours))
-        + table(header, rows, "numbers words"),
+        + _methods(header, rows, found.ours),
     )
 
 
-def _problem(found: _Findings, place: int) -> str:
+def _problem(found: Findings, place: int) -> str:
     contest = found.contests[place]
     panels = [found.progress[place], found.batches[place]]
     rows = found.summary[found.summary["problem"] == contest.problem]
@@ -304,10 +163,16 @@ def _problem(found: _Findings, place: int) -> str:
         about += f" Normalised 0 is {zero:.4g}, 1 is {one:.4g}; the target is {contest.target:.4g}."
     header, cells = method_table(rows, contest.n_queries)
     content = plot(f"problem-{place}", curves(panels, found.styles, found.ours))
-    return section(contest.problem, about, content + table(header, cells, "numbers words"))
+    return section(contest.problem, about, content + _methods(header, cells, found.ours))
 
 
-def _figures(found: _Findings) -> str:
+def _methods(header: Sequence[str], rows: Sequence[Sequence[str]], ours: str) -> str:
+    """Return a table of methods in which ours stands out."""
+    name = f"<td>{escape(ours)}</td>"
+    return table(header, rows, "numbers words").replace(f"<tr>{name}", f'<tr class="ours">{name}')
+
+
+def _figures(found: Findings) -> str:
     if not found.figures:
         return ""
     rows = [
@@ -319,7 +184,7 @@ def _figures(found: _Findings) -> str:
 
 
 # ---------------------------------------------------------------- record
-def _record(found: _Findings) -> str:
+def _record(found: Findings) -> str:
     parts = ("prior", "oracle", "encoder")
     records = found.comparison.records
     problems = {

@@ -23,8 +23,13 @@ class Panel:
     """Queries spent."""
     bands: Mapping[str, Band]
     """Of each method; interquartile mean and its 95 % band."""
-    first: float
+    first: int
     """Queries of the first batch, which all methods share."""
+
+    @property
+    def ticks(self) -> list[float] | None:
+        """Where the axis of the queries has its ticks: at every quarter; None where that is no whole number."""
+        return np.linspace(0, self.x[-1], 5).tolist() if self.x[-1] % 4 == 0 else None
 
     def emphasised(self, ours: str) -> list[str]:
         """Return ours and the best other method, by where the curves end."""

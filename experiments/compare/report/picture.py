@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from experiments.compare.report.panels import Panel, span
 from experiments.compare.report.styles import Style, by_family
 
@@ -48,6 +46,7 @@ def draw(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str, folder
         "xtick.color": MUTED,
         "ytick.color": MUTED,
         "pdf.fonttype": 42,
+        "text.parse_math": False,  # a name is a name
     }
     with matplotlib.rc_context(look):
         figure = Figure(figsize=(WIDTH, 2.75 * n_rows + legend), layout="constrained")
@@ -60,10 +59,10 @@ def draw(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str, folder
             else:
                 axis.set_axis_off()
         _legend(below, styles)
-        paths = [folder / f"curves.{suffix}" for suffix in ("png", "pdf")]
-        for path in paths:
-            figure.savefig(path, dpi=160)
-    return paths
+        png, pdf = folder / "curves.png", folder / "curves.pdf"
+        figure.savefig(png, dpi=160)
+        figure.savefig(pdf, metadata={"CreationDate": None})  # the same curves are the same file
+    return [png, pdf]
 
 
 def _panel(axes: Axes, panel: Panel, styles: Mapping[str, Style], ours: str, *, is_low: bool) -> None:
@@ -87,8 +86,8 @@ def _panel(axes: Axes, panel: Panel, styles: Mapping[str, Style], ours: str, *, 
         )
     axes.set_title(panel.title.replace("_", " "), color=INK, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlim(0, panel.x[-1])
-    if panel.x[-1] % 4 == 0:
-        axes.set_xticks(np.linspace(0, panel.x[-1], 5))
+    if panel.ticks is not None:
+        axes.set_xticks(panel.ticks)
     if (limits := span(panel, emphasised)) is not None:
         axes.set_ylim(*limits)
     axes.set_ylabel(panel.y_title)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bbo.errors import CampaignError
 from experiments.compare.measured import (
     MEASURES,
     N_TOP,
@@ -182,5 +183,5 @@ def test_designs_whose_features_are_not_finite_are_left_out_and_counted(root, tm
 def test_another_file_of_that_name_is_refused(root, tmp_path):
     folder = shutil.copytree(root, tmp_path / "compare")
     (folder / MEASURES).write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"measures.csv has the columns a, b, expected problem, method"):
+    with pytest.raises(CampaignError, match=r"measures.csv has the columns a, b, expected problem, method"):
         Measures.kept(read(folder))
