@@ -1,11 +1,14 @@
-"""The airfoil problem: maximise L/D at an angle of attack of 5° and a Reynolds number of 1e6.
+"""The airfoil problems: maximise L/D at an angle of attack of 5° and a Reynolds number of 1e6, or its mean at two.
 
 Prior: a denoiser of the UIUC airfoils, 18 Kulfan numbers each (`airfoil_prior.md`). Oracle: NeuralFoil with its
-confidence gate. Everything else about the campaign stands in `examples/airfoil.yaml`.
+confidence gate. Second opinion: XFOIL, where it is installed. Everything else about the campaign stands in
+`examples/airfoil.yaml`.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,13 +17,37 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from experiments.problems.problem import Problem
 from experiments.problems.train_airfoil_prior import WEIGHTS, training_designs
 from oracles.airfoil import AirfoilOracle
 from oracles.evaluation import VALUE
+from oracles.mean import MeanOf
+from oracles.xfoil import XfoilOracle
 from smc.priors.denoiser import Denoiser
 from smc.sampler import SamplerConfig, sample
 
 CONFIG = Path(__file__).parents[2] / "examples" / "airfoil.yaml"
+
+
+def airfoil(alpha: float = 5.0, reynolds: float = 1e6) -> Problem:
+    """Return the problem of L/D at one angle of attack, in degrees."""
+    second = XfoilOracle(alpha, reynolds) if _has_xfoil() else None
+    return Problem(airfoil_prior(), AirfoilOracle(alpha, reynolds), second_opinion=second)
+
+
+def airfoil_two_points(alphas: Sequence[float] = (2.0, 8.0), reynolds: float = 1e6) -> Problem:
+    """Return the problem of the mean L/D at several angles of attack, in degrees.
+
+    At 2° a foil wants little drag, at 8° to keep its flow attached: the best at one is not the best at the other. A
+    design that fails at one of the angles fails.
+    """
+    second = MeanOf(tuple(XfoilOracle(alpha, reynolds) for alpha in alphas)) if _has_xfoil() else None
+    oracle = MeanOf(tuple(AirfoilOracle(alpha, reynolds) for alpha in alphas))
+    return Problem(airfoil_prior(), oracle, second_opinion=second)
+
+
+def _has_xfoil() -> bool:
+    return shutil.which(XfoilOracle.executable) is not None
 
 
 @cache

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from experiments.metrics import mean_pairwise_distance
+from experiments.problems.problem import Problem
 from experiments.problems.train_digits_prior import FOLDER, SEED, halves, real_digits
 from oracles.base import Oracle
 from oracles.evaluation import VALUE
@@ -33,6 +34,11 @@ CONFIG_BOOTSTRAP = EXAMPLES / "digits_jpeg_bootstrap.yaml"
 SHAPE = (1, 8, 8)
 SCALE = 8
 """So enlarged, every pixel is a block of JPEG's own size, and a surrogate can tell the size from the pixels."""
+
+
+def digits_jpeg() -> Problem:
+    """Return the problem of the example, its features aside: here pixels, each standardised, as by default."""
+    return Problem(digits_prior(), compressible())
 
 
 @cache
