@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -25,14 +24,14 @@ from torch import Tensor
 from bbo import seeds
 from bbo.errors import CampaignError
 from bbo.executor import Executor, LocalExecutor, SampleRequest
-from bbo.features import N_PRIOR_DRAWS, with_features
+from bbo.features import with_features
 from bbo.ledger.durable import write_durably
+from experiments.compare.measures import N_REFERENCE, distance_to_prior, diversity
 from experiments.compare.reading import KEY, Comparison, tensors
+from experiments.compare.second_opinion import SecondOpinion, second_opinion
 from experiments.compare.suite import Job
-from experiments.metrics import mean_pairwise_distance
 from experiments.problems.problem import Problem
 from oracles.base import Oracle
-from oracles.calls import call, returned
 from smc.sampler import SamplerConfig
 from surrogate.features import Identity
 
@@ -46,7 +45,8 @@ _BATCH = 256
 _OF = ["uid", "n_queries"]
 """What was measured: this very campaign, after so many queries."""
 _MEASURES = [*KEY, *_OF, "n_measured", "diversity", "distance"]
-_OPINIONS = [*KEY, *_OF, "query", "value", "second"]
+_OPINIONS = [*KEY, *_OF, "query", "value", "second", "reason"]
+_TEXT = ("problem", "method", "uid", "reason")
 
 Say = Callable[[str], None]
 
@@ -63,65 +63,32 @@ class Yardstick:
     executor: Executor
     draws: Float[Tensor, "n d"]
     """Features of draws of the prior."""
-    pairwise: float
-    """Mean distance between two of them."""
-    nearest: float
-    """Mean distance of fresh draws to the nearest of them."""
+    fresh: Float[Tensor, "n d"]
+    """Of others."""
 
     @classmethod
-    def of(cls, problem: Problem, n: int = N_PRIOR_DRAWS, seed: int = 0) -> Yardstick:
+    def of(cls, problem: Problem, n: int = N_REFERENCE, seed: int = 0) -> Yardstick:
         """Return the yardstick of a problem; it draws 1024 designs for the encoder, n, and n fresh ones."""
         plain = LocalExecutor(problem.prior, Identity(), max_batch=_BATCH)
         executor = with_features(plain, problem.encoder, seed, _BATCH)
         draws, fresh = (_drawn(executor, n, seeds.derive(seed, name)) for name in ("draws", "fresh"))
-        return cls(executor, draws, mean_pairwise_distance(draws), mean_nearest_distance(fresh, draws))
+        return cls(executor, draws, fresh)
 
-    def diversity(self, X: Float[Tensor, "n d"]) -> float:
-        """Return how far apart two designs with these features are, 1 for the prior's own; NaN for fewer than two."""
-        return mean_pairwise_distance(X) / self.pairwise if len(X) > 1 else math.nan
-
-    def distance(self, X: Float[Tensor, "n d"]) -> float:
-        """Return how far from the prior designs with these features are, 1 for the prior's own; NaN for none."""
-        return mean_nearest_distance(X, self.draws) / self.nearest if len(X) else math.nan
-
-
-def mean_nearest_distance(X: Float[Tensor, "n d"], draws: Float[Tensor, "m d"]) -> float:
-    """Return the mean Euclidean distance of each row to the nearest of the draws. Raises ValueError without rows."""
-    if len(X) == 0 or len(draws) == 0:
-        raise ValueError(f"a nearest distance needs rows on both sides, got {len(X)} and {len(draws)}")
-    exact = "donot_use_mm_for_euclid_dist"  # the shortcut by a matrix product loses small distances
-    return float(torch.cdist(X.double(), draws.double(), compute_mode=exact).amin(1).mean())
+    def measures(self, designs: Float[Tensor, "n *design"]) -> dict[str, float]:
+        """Return n_measured, diversity and distance of designs; NaN where too few have features that are finite."""
+        X = self.executor.encode(designs)
+        X = X[torch.isfinite(X).all(1)]
+        return {
+            "n_measured": len(X),
+            "diversity": diversity(X, self.draws) if len(X) > 1 else math.nan,
+            "distance": distance_to_prior(X, self.draws, self.fresh) if len(X) else math.nan,
+        }
 
 
 def _drawn(executor: Executor, n: int, seed: int) -> Float[Tensor, "n d"]:
     plain = SamplerConfig(n_islands=n, n_particles=1, guidance=None, max_batch=_BATCH)
     (drawn,) = executor.sample(None, [SampleRequest(plain, seed)])
     return drawn.X
-
-
-# ---------------------------------------------------------------- a second opinion
-def second_opinion(
-    oracle: Oracle, designs: Float[Tensor, "n *design"], objective: str
-) -> Float[np.ndarray, " n"]:
-    """Return what another oracle says of designs, NaN where it says nothing.
-
-    Raises `oracles.calls.Incomplete` where it could not be asked, which is no answer.
-    """
-    if len(designs) == 0:
-        return np.empty(0)
-    evaluations = returned(call(oracle, designs))
-    return np.array([evaluation.outcomes.get(objective, math.nan) for evaluation in evaluations])
-
-
-def opinion_ratio(value: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> tuple[float, int, int]:
-    """Return the median of second / value over the designs that returned, how many did, and of how many.
-
-    NaN where none returned. Below 1, the oracle that was optimised says more than the other one believes; of values
-    below 0 (which no ratio suits) it is the other way round.
-    """
-    is_back = np.isfinite(second) & (value != 0)
-    ratio = float(np.median(second[is_back] / value[is_back])) if is_back.any() else math.nan
-    return ratio, int(np.isfinite(second).sum()), len(second)
 
 
 # ---------------------------------------------------------------- a whole comparison
@@ -133,7 +100,8 @@ class Measures:
     """One row a campaign: problem, method, seed, uid, n_queries, n_measured (of the last 64 designs; those whose
     features are not finite are left out), diversity, distance."""
     opinions: pd.DataFrame
-    """One row a design: problem, method, seed, uid, n_queries, query, value, second (NaN: it did not return)."""
+    """One row a design: problem, method, seed, uid, n_queries, query, value, second (NaN: it did not return), and the
+    reason why not (empty where it did)."""
 
     @classmethod
     def kept(cls, comparison: Comparison) -> Measures:
@@ -161,7 +129,7 @@ def _designs(
         if job.problem not in yardsticks:
             yardsticks[job.problem] = Yardstick.of(problems[job.problem])
         last = tensors(job, comparison.root)[-N_LAST:]
-        known = _with(known, [{**of, **_measured(yardsticks[job.problem], last)}])
+        known = _with(known, [{**of, **yardsticks[job.problem].measures(last)}])
         _keep(comparison.root / MEASURES, known)
     return known
 
@@ -192,28 +160,29 @@ def _due(
     ]
 
 
-def _measured(yardstick: Yardstick, designs: Float[Tensor, "n *design"]) -> dict[str, float]:
-    X = yardstick.executor.encode(designs)
-    X = X[torch.isfinite(X).all(1)]
-    return {
-        "n_measured": len(X),
-        "diversity": yardstick.diversity(X),
-        "distance": yardstick.distance(X),
-    }
+def _of_the_best(oracle: Oracle, comparison: Comparison, job: Job) -> list[dict[str, object]]:
+    """Return a row for each of a campaign's best designs, of equals the earlier one first.
 
-
-def _of_the_best(oracle: Oracle, comparison: Comparison, job: Job) -> list[dict[str, float]]:
-    """Return a row for each of a campaign's best designs, of equals the earlier one first."""
+    Only those above 0 are asked for: a ratio to others says nothing.
+    """
     queries = comparison.queries
-    is_ours = (queries[KEY] == [job.problem, job.method, job.seed]).all(axis=1)
-    top = queries[is_ours].dropna(subset="value").sort_values("value", ascending=False, kind="stable")[:N_TOP]
+    is_ours = (queries[KEY] == [job.problem, job.method, job.seed]).all(axis=1) & (queries["value"] > 0)
+    top = queries[is_ours].sort_values("value", ascending=False, kind="stable")[:N_TOP]
     designs = tensors(job, comparison.root)[torch.tensor(top["query"].to_numpy() - 1, dtype=torch.long)]
     objective = str(comparison.records[job].config["campaign"]["objective"])
-    second = second_opinion(oracle, designs, objective)
+    heard = second_opinion(designs, torch.tensor(top["value"].to_numpy()), oracle, objective)
     return [
-        {"query": query, "value": value, "second": said}
-        for query, value, said in zip(top["query"], top["value"], second.tolist(), strict=True)
+        {"query": query, "value": value, "second": said, "reason": reason or ""}
+        for query, value, said, reason in zip(
+            top["query"], top["value"], heard.second.tolist(), heard.reasons, strict=True
+        )
     ]
+
+
+def opinion(rows: pd.DataFrame) -> SecondOpinion:
+    """Return rows of second opinions as one, over all the campaigns that they are of."""
+    first, second = (torch.tensor(rows[column].to_numpy(dtype=float)) for column in ("value", "second"))
+    return SecondOpinion(first, second, tuple(reason or None for reason in rows["reason"]))
 
 
 # ---------------------------------------------------------------- kept beside the ledgers
@@ -222,9 +191,10 @@ def _kept(comparison: Comparison, file: str, columns: Sequence[str]) -> pd.DataF
     path = comparison.root / file
     if not path.is_file():
         return pd.DataFrame(columns=list(columns))
-    # as text: to pandas, a uid such as 12e34 is a number, and a method called "nan" is none
-    as_text = dict.fromkeys(("problem", "method", "uid"), str)
-    table = pd.read_csv(path, converters=as_text)
+    # To pandas a uid such as 12e34 is a number, and a method called "nan" is none, unless told otherwise.
+    numbers = {column: [""] for column in columns if column not in _TEXT}
+    text = dict.fromkeys(_TEXT, str)
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=numbers)
     if list(table.columns) != list(columns):
         raise CampaignError(
             f"{path} has the columns {', '.join(table.columns)}, expected {', '.join(columns)}; remove it, and it is "

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from experiments.compare import statistics
-from experiments.compare.measured import N_LAST, Measures, opinion_ratio
+from experiments.compare.measured import N_LAST, Measures, opinion
 from experiments.compare.reading import COST, Comparison
 from experiments.compare.statistics import Band, band
 
@@ -179,8 +179,7 @@ def _row(contest: Contest, method: str, comparison: Comparison, measures: Measur
     designs, opinions = (
         _of(table, contest.problem, method) for table in (measures.designs, measures.opinions)
     )
-    value, second = (opinions[column].to_numpy(dtype=float) for column in ("value", "second"))
-    ratio, n_returned, n_asked = opinion_ratio(value, second)
+    heard = opinion(opinions)
     return {
         "problem": contest.problem,
         "method": method,
@@ -198,9 +197,9 @@ def _row(contest: Contest, method: str, comparison: Comparison, measures: Measur
             for name in ("n_measured", "diversity", "distance")
         },
         **{cost: float(campaigns.loc[campaigns["is_finished"], cost].median(skipna=False)) for cost in COST},
-        "second_opinion": ratio,
-        "n_returned": n_returned,
-        "n_asked": n_asked,
+        "second_opinion": heard.median,
+        "n_returned": heard.n_returned,
+        "n_asked": len(opinions),
     }
 
 

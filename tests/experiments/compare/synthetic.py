@@ -60,9 +60,9 @@ def measures(comparison, diversity=(), opinions=()):
             spread = diversity[row["method"]]
             designs.append({**of, "n_measured": 64, "diversity": spread, "distance": 2 * spread})
         for query, (value, second) in enumerate(opinions.pop(row["method"], ())):
-            said.append({**of, "query": query, "value": value, "second": second})
+            said.append({**of, "query": query, "value": value, "second": second, "reason": ""})
     key = ["problem", "method", "seed", "uid", "n_queries"]
     return Measures(
         pd.DataFrame(designs, columns=[*key, "n_measured", "diversity", "distance"]),
-        pd.DataFrame(said, columns=[*key, "query", "value", "second"]),
+        pd.DataFrame(said, columns=[*key, "query", "value", "second", "reason"]),
     )

@@ -16,15 +16,11 @@ from experiments.compare.measured import (
     OPINIONS,
     Measures,
     Yardstick,
-    mean_nearest_distance,
     measured,
-    opinion_ratio,
-    second_opinion,
+    opinion,
 )
 from experiments.compare.reading import read, tensors
 from experiments.compare.suite import Job
-from oracles.calls import Incomplete
-from oracles.errors import NotAccepted
 from tests.experiments.compare.small import line, run
 
 NAN = math.nan
@@ -47,56 +43,23 @@ class Recorder:
         return [Evaluation.of(2 * float(design[0])) for design in designs]
 
 
-def test_nearest_distances_by_hand():
-    draws = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
-    assert mean_nearest_distance(torch.tensor([[3.0, 4.0], [10.0, 1.0]]), draws) == pytest.approx(3.0)
-    with pytest.raises(ValueError, match="got 0 and 2"):
-        mean_nearest_distance(draws[:0], draws)
-
-
 def test_the_yardstick_of_a_gaussian_is_its_closed_form():
     """Two draws of N(0, v·I) in the plane are √(πv) apart on average; twice as wide is twice as diverse."""
     yardstick = Yardstick.of(line(), n=512)
     _, std = line().prior.moments()
-    assert yardstick.pairwise == pytest.approx(math.sqrt(math.pi) * std, rel=0.05)
-    assert 0 < yardstick.nearest < 0.1
-    fresh = std * torch.randn(400, 2, generator=torch.Generator().manual_seed(5))
-    assert yardstick.diversity(fresh) == pytest.approx(1, rel=0.08)
-    assert yardstick.diversity(2 * fresh) == pytest.approx(2, rel=0.08)
-    assert yardstick.distance(fresh) == pytest.approx(1, rel=0.25)
-    assert yardstick.distance(fresh + 30) > 100
-    assert math.isnan(yardstick.diversity(fresh[:1]))
-    assert math.isnan(yardstick.distance(fresh[:0]))
-
-
-def test_a_second_opinion_is_nan_where_there_is_none_and_an_error_where_it_could_not_be_asked():
-    designs = torch.tensor([[1.0, 0.5], [2.0, -0.5]])
-    said = second_opinion(line().second_opinion, designs, "value")
-    np.testing.assert_allclose(said, [0.9, NAN])
-    assert np.isnan(second_opinion(Recorder(), designs, "another")).all()
-    assert second_opinion(Recorder(), designs[:0], "value").shape == (0,)
-
-    class Away(Recorder):
-        def evaluate(self, designs):
-            raise NotAccepted("nobody is there")
-
-    with pytest.raises(Incomplete, match="nobody is there"):
-        second_opinion(Away(), designs, "value")
-
-
-@pytest.mark.parametrize(
-    ("value", "second", "expected"),
-    [
-        ([1, 2, 4], [1, 1, 1], (0.5, 3, 3)),
-        ([1, 2, 4], [NAN, 1, 1], (0.375, 2, 3)),
-        ([0, 2], [1, 3], (1.5, 2, 2)),  # nothing is a multiple of 0
-        ([1], [NAN], (NAN, 0, 1)),
-        ([], [], (NAN, 0, 0)),
-    ],
-)
-def test_the_ratio_is_the_median_over_those_that_returned(value, second, expected):
-    found = opinion_ratio(np.array(value, dtype=float), np.array(second, dtype=float))
-    assert found == pytest.approx(expected, nan_ok=True)
+    assert float(torch.pdist(yardstick.draws).mean()) == pytest.approx(math.sqrt(math.pi) * std, rel=0.05)
+    assert not torch.isin(yardstick.fresh, yardstick.draws).any()
+    draws = std * torch.randn(400, 2, generator=torch.Generator().manual_seed(5))
+    like, twice, away = (yardstick.measures(designs) for designs in (draws, 2 * draws, draws + 30))
+    assert like["n_measured"] == 400
+    assert like["diversity"] == pytest.approx(1, rel=0.08)
+    assert twice["diversity"] == pytest.approx(2 * like["diversity"], rel=1e-5)
+    assert like["distance"] == pytest.approx(1, rel=0.25)
+    assert away["distance"] > 100
+    assert away["diversity"] == pytest.approx(like["diversity"], rel=1e-4)
+    one, none = yardstick.measures(draws[:1]), yardstick.measures(draws[:0])
+    assert (one["n_measured"], math.isnan(one["diversity"]), math.isnan(one["distance"])) == (1, True, False)
+    assert (none["n_measured"], math.isnan(none["distance"])) == (0, True)
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +80,9 @@ def test_every_finished_campaign_is_measured(copied, found):
         ["ours", 0, 24], ["ours", 1, 24], ["prior", 0, 24], ["prior", 1, 24]
     ]  # fmt: skip
     yardstick = Yardstick.of(line())
-    X = tensors(Job(1, "line", "prior"), copied)
-    last = found.designs.iloc[3]
-    assert last["diversity"] == pytest.approx(yardstick.diversity(X))
-    assert last["distance"] == pytest.approx(yardstick.distance(X))
+    last, told = found.designs.iloc[3], yardstick.measures(tensors(Job(1, "line", "prior"), copied))
+    assert last["diversity"] == pytest.approx(told["diversity"])
+    assert last["distance"] == pytest.approx(told["distance"])
     assert found.designs["diversity"][2:].tolist() == pytest.approx([1, 1], rel=0.3)
     greedy, plain = found.designs.groupby("method", sort=True)["distance"].mean()
     assert greedy > 2 * plain
@@ -130,12 +92,16 @@ def test_the_best_of_each_campaign_are_shown_to_the_other_oracle(copied, found):
     queries = read(copied).queries
     for (method, seed), rows in found.opinions.groupby(["method", "seed"]):
         ours = queries[(queries["method"] == method) & (queries["seed"] == seed)]
-        top = ours.dropna(subset="value").nlargest(N_TOP, "value")
+        top = ours[ours["value"] > 0].nlargest(N_TOP, "value")
         assert rows["value"].tolist() == top["value"].tolist()
         designs = tensors(Job(seed, "line", method), copied)[top["query"].to_numpy() - 1]
         is_back = designs[:, 1] >= 0
         assert rows["second"].notna().tolist() == is_back.tolist()
         np.testing.assert_allclose(rows["second"].dropna(), 0.9 * designs[is_back, 0], rtol=1e-6)
+        assert (rows["reason"] == "").tolist() == is_back.tolist()
+    heard = opinion(found.opinions)
+    assert heard.median == pytest.approx(0.9)
+    assert 0 < heard.n_returned == found.opinions["second"].notna().sum() < len(heard.first)
 
 
 def test_what_was_measured_is_not_measured_again(copied, found):
@@ -177,7 +143,20 @@ def test_designs_whose_features_are_not_finite_are_left_out_and_counted(root, tm
     last = measured(read(folder), {"line": replace(line(), encoder=Blind())}).designs
     assert last["n_measured"].tolist() == [23, 24, 23, 24]  # both methods begin with it
     rest = designs[[row for row in range(24) if row != 3]]
-    assert last["diversity"][2] == pytest.approx(Yardstick.of(line()).diversity(rest))
+    assert last["diversity"][2] == pytest.approx(Yardstick.of(line()).measures(rest)["diversity"])
+
+
+def test_names_that_look_like_something_else_are_names(root, tmp_path):
+    """A method called "nan", and a uid that reads as a number."""
+    folder = shutil.copytree(root, tmp_path / "compare")
+    (folder / "line" / "prior").rename(folder / "line" / "nan")
+    found = read(folder)
+    uids = [f"{row}e3" for row in range(len(found.campaigns))]
+    found = replace(found, campaigns=found.campaigns.assign(uid=uids))
+    told = measured(found, {"line": line()})
+    again = Measures.kept(found)
+    assert again.designs[["method", "uid"]].values.tolist() == told.designs[["method", "uid"]].values.tolist()
+    assert set(again.opinions["method"]) == {"ours", "nan"}
 
 
 def test_another_file_of_that_name_is_refused(root, tmp_path):
