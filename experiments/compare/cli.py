@@ -71,6 +71,44 @@ def check(suite: SuiteFile, overrides: Overrides = None) -> None:
     )
 
 
+@app.command()
+def report(
+    place: Annotated[
+        Path, typer.Argument(help="Suite file, or the folder of its campaigns.", metavar="SUITE|DIRECTORY")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="DIRECTORY/report")
+    ] = None,
+    ours: Annotated[str, typer.Option(help="The method that stands out.")] = "ours",
+) -> None:
+    """Write what the finished campaigns come to: report.html, curves.png and .pdf, tables as CSV.
+
+    With a suite file, designs are measured and shown to the second opinion too, once; with a folder alone, what was
+    measured before is shown.
+    """
+    from bbo.errors import ConfigError
+    from experiments.compare.report import write_report
+
+    def say(said: str) -> None:
+        typer.echo(said, err=True)
+
+    if place.is_dir():
+        if overrides:
+            raise ConfigError(
+                f"{place} is a folder, in which there is nothing to override; name a suite file"
+            )
+        written = write_report(place, out, ours=ours, say=say)
+    else:
+        from experiments.compare.suite import load_suite
+
+        suite = load_suite(place, overrides or [])
+        directory = suite.settings.directory
+        written = write_report(directory, out, problems=suite.problems, jobs=suite.jobs, ours=ours, say=say)
+    for path in (written.page, *written.files):
+        typer.echo(str(path))
+
+
 def _line(i: int, n: int, done: Done) -> str:
     """Return one finished campaign in one line of 80 columns."""
     result = "not finished" if done.refusal is not None else f"best {_number(done.best)}"
