@@ -24,11 +24,12 @@ from bbo.steering import from_prior
 from experiments.methods.learning import Memory
 from experiments.spaces.chart import Space
 from experiments.spaces.design import DesignSpace
+from experiments.spaces.noise import NoiseSpace
 from experiments.spaces.search import Search, Told, opening
 
 if TYPE_CHECKING:
     import numpy as np
-    from cmaes import CMA  # type: ignore[import-untyped]
+    from cmaes import CMA
 
     Answers = list[tuple[np.ndarray, float]]
 
@@ -99,6 +100,16 @@ class CMAES:
 
         population = max(n, _SMALLEST) if self.population is None else self.population
         return CMA(np.zeros(d), self.std, population_size=population, seed=0)  # seeded anew in every step
+
+
+def cma_es(std: float = CMAES.std, population: int | None = None) -> CMAES:
+    """Return CMA-ES in the design space."""
+    return CMAES(DesignSpace(), std, population)
+
+
+def cma_es_noise(std: float = CMAES.std, population: int | None = None) -> CMAES:
+    """Return CMA-ES in the prior's noise."""
+    return CMAES(NoiseSpace(), std, population)
 
 
 _SMALLEST = 4

@@ -36,6 +36,7 @@ from experiments.methods.gaussian_process import fit, standardised
 from experiments.methods.learning import Memory
 from experiments.spaces.chart import Space
 from experiments.spaces.design import DesignSpace
+from experiments.spaces.noise import NoiseSpace
 from experiments.spaces.search import Draw, Search, opening
 
 if TYPE_CHECKING:
@@ -143,6 +144,30 @@ class LogEI:
                 retry_on_optimization_warning=False,
             )[0]
         return batch
+
+
+def log_ei(
+    half_width: float = LogEI.half_width,
+    n_restarts: int = LogEI.n_restarts,
+    raw_samples: int = LogEI.raw_samples,
+    max_iterations: int = LogEI.max_iterations,
+) -> LogEI:
+    """Return log EI in the design space."""
+    return LogEI(
+        DesignSpace(), half_width, n_restarts, raw_samples, LogEI.n_samples, max_iterations=max_iterations
+    )
+
+
+def log_ei_noise(
+    half_width: float = LogEI.half_width,
+    n_restarts: int = LogEI.n_restarts,
+    raw_samples: int = LogEI.raw_samples,
+    max_iterations: int = LogEI.max_iterations,
+) -> LogEI:
+    """Return log EI in the prior's noise."""
+    return LogEI(
+        NoiseSpace(), half_width, n_restarts, raw_samples, LogEI.n_samples, max_iterations=max_iterations
+    )
 
 
 def _model(X: Float[Tensor, "m d"], y: Float[Tensor, "m 1"]) -> SingleTaskGP:

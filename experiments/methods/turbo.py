@@ -38,6 +38,7 @@ from experiments.methods.gaussian_process import fit, standardised
 from experiments.methods.learning import Memory
 from experiments.spaces.chart import Space
 from experiments.spaces.design import DesignSpace
+from experiments.spaces.noise import NoiseSpace
 from experiments.spaces.search import Draw, Key, Search, opening
 
 if TYPE_CHECKING:
@@ -201,6 +202,16 @@ class Turbo:
 
     def _back(self, unit: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return (unit - 0.5) * (2 * self.half_width)
+
+
+def turbo(tolerances: Tolerances = Turbo.tolerances, half_width: float = Turbo.half_width) -> Turbo:
+    """Return TuRBO-1 in the design space."""
+    return Turbo(DesignSpace(), tolerances, half_width)
+
+
+def turbo_noise(tolerances: Tolerances = Turbo.tolerances, half_width: float = Turbo.half_width) -> Turbo:
+    """Return TuRBO-1 in the prior's noise."""
+    return Turbo(NoiseSpace(), tolerances, half_width)
 
 
 # ---------------------------------------------------------------- one batch
