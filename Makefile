@@ -1,4 +1,5 @@
 # make demo      runs the airfoil campaign            make test   checks and tests everything
+# make compare-smoke   runs every method on every problem for a few queries
 # make mutants   breaks the sampler line by line and shows which test notices (about ten minutes)
 # All set up .venv first, if needed, with the versions that were tested together.
 
@@ -6,13 +7,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export OMP_NUM_THREADS = 1
 BIN := .venv/bin
 
-.PHONY: demo test check mutants install clean
+.PHONY: demo test check compare-smoke mutants install clean
 
 demo: install
 	@$(BIN)/python -m experiments.demo
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+compare-smoke: install
+	$(BIN)/bbo compare run experiments/suites/smoke.yaml
+	$(BIN)/bbo compare report experiments/suites/smoke.yaml
 
 mutants: install
 	$(BIN)/python tests/mutants.py
