@@ -305,6 +305,17 @@ def test_heads_see_other_rows_and_differ():
     torch.testing.assert_close(fit.posterior(data().X).mean, members.mean(0))
 
 
+def test_a_head_learns_the_rows_it_drew_by_heart_and_misses_others():
+    d = data(12, d=6)
+    training, faults = Training(n_steps=600), Faults(keeps_last_step=True)
+    Z, y = d.X.float(), torch.randn(12, generator=seeded(7))
+    for is_bootstrapped in (True, False):
+        heads = training.networks(Z, y, 4, faults, seeded(), is_bootstrapped=is_bootstrapped)
+        n_missed = ((heads(Z) - y).abs() > 0.1).sum(1)
+        assert (n_missed > 0).all() == is_bootstrapped
+        assert (n_missed < 10).all()
+
+
 @pytest.mark.parametrize("faults", [PUBLISHED, Faults()])
 @pytest.mark.parametrize("n", [2, 3, 7, 9])
 def test_few_observations_are_fitted_and_outcomes_that_do_not_vary_give_no_slope_to_follow(faults, n):

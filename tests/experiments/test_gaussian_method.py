@@ -21,7 +21,7 @@ from surrogate.features import Flatten
 from surrogate.gp import ExactGP
 
 BELIEF = SteeredPrior(surrogate=ExactGP(max_iterations=10), acquisition=Mean(), feasibility=None, kl_coef=1.0)
-RING = MixturePrior(torch.tensor([[3.0, 0.0], [-3.0, 0.5], [0.0, 3.0], [0.0, -3.0]]), std=0.3, n_steps=20)
+RING = MixturePrior(torch.tensor([[3.0, 2.0], [-3.0, -2.0], [-1.0, 2.0], [1.0, -2.0]]), std=0.3, n_steps=20)
 
 
 def unseen(name):
