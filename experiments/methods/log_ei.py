@@ -56,9 +56,9 @@ class LogEI:
     """Points that the starts are drawn from, better ones more likely. BoTorch's tutorials have 512 and more."""
     n_samples: int = 32
     """Functions over which the improvement is averaged; quasi-random, the same for all points of a batch."""
-    max_iterations: int = 12
+    max_iterations: int = 15
     """Most steps of L-BFGS for a pick; BoTorch's default is 2000."""
-    max_fit_iterations: int = 20
+    max_fit_iterations: int = 30
     """Most steps of L-BFGS on the hyperparameters of the GP."""
     memory: Memory[Search] = field(default_factory=Memory, init=False, repr=False, compare=False)
 

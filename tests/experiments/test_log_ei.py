@@ -97,7 +97,7 @@ def test_outcomes_are_standardised_unless_they_are_all_the_same():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="must be at least 1, got 0, 32, 12, 20"):
+    with pytest.raises(ConfigError, match="must be at least 1, got 0, 32, 15, 30"):
         LogEI(n_restarts=0)
     with pytest.raises(ConfigError, match="raw_samples of at least 4, got 3"):
         LogEI(n_restarts=4, raw_samples=3)
