@@ -82,6 +82,7 @@ class DDPO:
     clip_range: float = 0.2
     """ε: how far the density of a step may change by what one batch says."""
     learning_rate: float = 1e-3
+    """Of whole networks; what stands beside a network learns faster (`tuning/weights.py`)."""
     clip_norm: float = 1.0
     """Longest gradient; longer ones are shortened to it."""
     max_advantage: float = 10.0
@@ -139,6 +140,8 @@ class DDPO:
         n, gain = len(lesson.outcome), math.nan
         held = _Held.of(student.policy, pretrained, lesson.paths) if self.kl_coef > 0 else None
         advantage = self._advantage(lesson, held)
+        if held is None and not advantage.any():
+            return {"n_chains": n}  # Adam would go on where it went before
         for _ in range(self.n_epochs):
             for rows in torch.randperm(n, generator=generator).chunk(self.n_minibatches):
                 gain = student.improve(
@@ -148,7 +151,7 @@ class DDPO:
 
     def _advantage(self, lesson: Lesson, held: _Held | None) -> Float[Tensor, "steps n"]:
         """Return how much better than the batch's mean each action was, in stds of the batch's outcomes."""
-        reward = _standardised(lesson.outcome)
+        reward = _standardised(lesson.outcome).to(lesson.paths.x.device)
         credit = reward.expand(len(lesson.paths.x), len(reward))
         if held is not None:
             credit = credited(reward, held.nats, self.kl_coef)

@@ -67,4 +67,4 @@ class Recorded(Wrapped):
         x = torch.stack([before for before, _ in self._walked])
         steps = zip(self._walked[:-1], x[1:], strict=True)
         density = torch.stack([log_density(kernel, moved) for (_, kernel), moved in steps])
-        return Paths(x[:-1].cpu(), x[1:].cpu(), density.cpu())
+        return Paths(x[:-1], x[1:], density)

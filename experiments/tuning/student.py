@@ -12,7 +12,7 @@ from torch import nn
 from bbo.errors import CampaignError, ConfigError
 from bbo.executor import LocalExecutor
 from experiments.tuning.policy import Policy
-from experiments.tuning.weights import Weights, check_weights, frozen, learnable, learning
+from experiments.tuning.weights import Weights, check_weights, frozen, learnable, learning, pace
 from smc.prior import Prior
 
 
@@ -53,7 +53,8 @@ class Student:
         tuned, network = learning(here.prior, weights, here.device)
         policy = tuned if is_last_step_tuned else Policy(here.prior, tuned)
         parameters = learnable(network)
-        return cls(policy, tuned, parameters, torch.optim.Adam(parameters, learning_rate), clip_norm)
+        optimiser = torch.optim.Adam(parameters, learning_rate * pace(here.prior, weights))
+        return cls(policy, tuned, parameters, optimiser, clip_norm)
 
     def as_it_is(self) -> Prior:
         """Return the tuned prior as it is now, which later updates leave alone."""

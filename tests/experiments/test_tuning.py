@@ -342,8 +342,18 @@ class Signs(Recorded):
 
 
 class TestStudent:
-    def test_one_step_of_adam_goes_uphill_at_the_rate_of_learning(self):
-        student = Student.of(here(denoiser()), "full", 0.01, 1e9, is_last_step_tuned=True)
+    @pytest.mark.parametrize(
+        ("make", "weights", "rate"),
+        [
+            (denoiser, "full", 0.01),
+            (denoiser, "auto", 0.01),
+            (denoiser, "lora", 0.03),
+            (denoiser, "adapter", 0.03),
+            (mixture, "auto", 0.03),
+        ],
+    )
+    def test_one_step_of_adam_goes_uphill_at_the_rate_of_learning(self, make, weights, rate):
+        student = Student.of(here(make()), weights, 0.01, 1e9, is_last_step_tuned=True)
         before = [weight.detach().clone() for weight in student.parameters]
 
         def backward():
@@ -352,7 +362,7 @@ class TestStudent:
 
         assert student.improve(backward) == 1.0
         for old, new in zip(before, student.parameters, strict=True):
-            torch.testing.assert_close(new.detach() - old, torch.full_like(old, 0.01))
+            torch.testing.assert_close(new.detach() - old, torch.full_like(old, rate), atol=1e-6, rtol=1e-4)
 
     def test_long_gradients_are_shortened(self):
         student = Student.of(here(denoiser()), "full", 0.01, 0.5, is_last_step_tuned=True)
