@@ -39,12 +39,17 @@ class Potential:
     """None where failures are to be ignored."""
     noise_std: float = 0.0
     """Typical noise of an observation where it was told, in units of y_std: for surrogates that learn none."""
+    follows: Float[Tensor, " islands"] | None = None
+    """Share of the log-potential that each island follows, counted round; None for all of it in every island. Where it
+    is less, an island is warmer: it stays nearer to the prior and looks around."""
 
     def __call__(self, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log-potential of each row, in nats, differentiable in X."""
         utility = self.acquisition(self.surrogate, X, island)
         if self.feasibility is not None:
             utility = utility + self.feasibility.log_probability(X)
+        if self.follows is not None:
+            utility = utility * self.follows[island % len(self.follows)].to(utility)
         return utility / self.kl_coef
 
     def predicted(self, X: Float[Tensor, "n d"]) -> Posterior:

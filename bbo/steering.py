@@ -89,9 +89,12 @@ class SteeredPrior:
         with stage("sample"):
             shards = executor.sample(potential, requests)
         with stage("select"):
-            pool = Pool.of(shards, observed.designs)
+            pool, coldest = Pool.of(shards, observed.designs), replace(potential, follows=None)
+            if potential.follows is not None:  # what islands were sampled for cannot be compared
+                with torch.no_grad():
+                    pool = replace(pool, utility=coldest(pool.X, pool.island).double())
             chosen = self.selection(
-                pool, n, self._believing(pool, potential, observed, seed), seeds.generator(seed, "select")
+                pool, n, self._believing(pool, coldest, observed, seed), seeds.generator(seed, "select")
             )
             if not chosen:
                 raise CampaignError(
@@ -134,7 +137,8 @@ class SteeredPrior:
     def _tempered(
         self, potential: Potential, observed: Observations, executor: Executor, seed: int
     ) -> Potential:
-        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard's islands.
+        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard's islands;
+        some islands follow less of it.
 
         Outcomes that do not vary tell nothing to be followed: then there is no budget, and kl_coef is 1.
         """
@@ -151,7 +155,9 @@ class SteeredPrior:
                 return math.inf
 
         nats = self.temperature.budget(len(observed.y), observed.rounds)
-        return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
+        kl_coef = self.temperature.kl_coef(nats, measure, observed.rounds)
+        follows = self.temperature.follows(self.sampler.n_islands, nats, seeds.generator(seed, "warmth"))
+        return replace(potential, kl_coef=kl_coef, follows=follows)
 
     def _conditioned(
         self, surrogate: Surrogate, data: Dataset, pending: Float[Tensor, "m d"], seed: int
@@ -244,15 +250,18 @@ def _steered(
     with torch.no_grad():
         predicted = potential.predicted(X)
         log_p = None if potential.feasibility is None else potential.feasibility.log_probability(X).tolist()
+    is_coldest = None if potential.follows is None else potential.follows == 1
     for row, told in enumerate(provenance):
         told["kl_coef"] = potential.kl_coef
+        if potential.follows is not None:
+            told["follows"] = float(potential.follows[int(pool.island[chosen[row]]) % len(potential.follows)])
         if log_p is not None:
             told["log_p_feasible"] = log_p[row]
     summary = {
         "belief": digest(potential),
         "y_std": potential.y_std,
         "kl_coef": potential.kl_coef,
-        "kl_nats": kl_from_prior(results),
+        "kl_nats": kl_from_prior(results, is_coldest),
         **summarise(results),
     }
     return Candidates(x0, executor.decode(x0), provenance, predicted, summary, traces(results))

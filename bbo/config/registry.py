@@ -27,6 +27,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "jpeg_size": "oracles.jpeg:JpegSizeOracle",
         "reward": "oracles.images.reward:RewardOracle",
         "stroke_mass": "oracles.stroke_mass:StrokeMassOracle",
+        "mean": "oracles.mean:MeanOf",
         "noisy": "oracles.wrappers:Noisy",
         "negated": "oracles.wrappers:Negated",
         "cached": "oracles.wrappers:Cached",

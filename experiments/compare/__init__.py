@@ -1,1 +1,1 @@
-"""Methods against each other on budget curves: `bbo compare`."""
+"""Methods held against each other on budget curves: the same problems, the same first batches, every query counted."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -29,13 +30,15 @@ from smc.sampler import SamplerConfig, sample
 CONFIG = Path(__file__).parents[2] / "examples" / "airfoil.yaml"
 
 
-def airfoil(alpha: float = 5.0, reynolds: float = 1e6) -> Problem:
+def airfoil(alpha: float = 5.0, reynolds: float = 1e6, n_steps: int = 50) -> Problem:
     """Return the problem of L/D at one angle of attack, in degrees."""
     second = XfoilOracle(alpha, reynolds) if _has_xfoil() else None
-    return Problem(airfoil_prior(), AirfoilOracle(alpha, reynolds), second_opinion=second)
+    return Problem(airfoil_prior(n_steps), AirfoilOracle(alpha, reynolds), second_opinion=second)
 
 
-def airfoil_two_points(alphas: Sequence[float] = (2.0, 8.0), reynolds: float = 1e6) -> Problem:
+def airfoil_two_points(
+    alphas: Sequence[float] = (2.0, 8.0), reynolds: float = 1e6, n_steps: int = 50
+) -> Problem:
     """Return the problem of the mean L/D at several angles of attack, in degrees.
 
     At 2° a foil wants little drag, at 8° to keep its flow attached: the best at one is not the best at the other. A
@@ -43,7 +46,7 @@ def airfoil_two_points(alphas: Sequence[float] = (2.0, 8.0), reynolds: float = 1
     """
     second = MeanOf(tuple(XfoilOracle(alpha, reynolds) for alpha in alphas)) if _has_xfoil() else None
     oracle = MeanOf(tuple(AirfoilOracle(alpha, reynolds) for alpha in alphas))
-    return Problem(airfoil_prior(), oracle, second_opinion=second)
+    return Problem(airfoil_prior(n_steps), oracle, second_opinion=second)
 
 
 def _has_xfoil() -> bool:
@@ -51,9 +54,9 @@ def _has_xfoil() -> bool:
 
 
 @cache
-def airfoil_prior() -> Denoiser:
-    """Return the shipped prior."""
-    return Denoiser.load(WEIGHTS)
+def airfoil_prior(n_steps: int = 50) -> Denoiser:
+    """Return the shipped prior, its chain of so many steps."""
+    return replace(Denoiser.load(WEIGHTS), n_steps=n_steps)
 
 
 def prior_designs(n: int, seed: int) -> Float[Tensor, "n 18"]:

@@ -36,15 +36,18 @@ SCALE = 8
 """So enlarged, every pixel is a block of JPEG's own size, and a surrogate can tell the size from the pixels."""
 
 
-def digits_jpeg() -> Problem:
-    """Return the problem of the example, its features aside: here pixels, each standardised, as by default."""
-    return Problem(digits_prior(), compressible())
+def digits_jpeg(n_steps: int = 25) -> Problem:
+    """Return the problem of the example with default features, pixels standardised each on its own.
+
+    The chain has half the example's steps: a comparison walks it some ten million times, whoever compares.
+    """
+    return Problem(digits_prior(n_steps), compressible())
 
 
 @cache
-def digits_prior() -> DDPMPrior:
-    """Return the shipped prior."""
-    return DDPMPrior.from_pretrained(FOLDER, local_files_only=True)
+def digits_prior(n_steps: int = 50) -> DDPMPrior:
+    """Return the shipped prior, its chain of so many steps."""
+    return DDPMPrior.from_pretrained(FOLDER, n_steps=n_steps, local_files_only=True)
 
 
 def prior_designs(n: int, seed: int) -> Float[Tensor, "n 1 8 8"]:

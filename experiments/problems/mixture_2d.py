@@ -57,10 +57,11 @@ class Rastrigin:
         return evaluations(self, designs)
 
 
-def mixture_2d() -> Problem:
+def mixture_2d(n_steps: int = 50) -> Problem:
     """Return the problem. The highest outcome is 0."""
     angle = torch.arange(len(WEIGHTS)) * 2 * math.pi / len(WEIGHTS)
     means = RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
     along = torch.tensor([-math.sin(angle[-1]), math.cos(angle[-1])])
     top = means[-1] + STD * along
-    return Problem(MixturePrior(means, STD, torch.tensor(WEIGHTS)), Rastrigin(top), optimum=0.0)
+    prior = MixturePrior(means, STD, torch.tensor(WEIGHTS), n_steps)
+    return Problem(prior, Rastrigin(top), optimum=0.0)

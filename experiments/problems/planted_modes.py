@@ -68,7 +68,7 @@ class PlantedModes:
         return evaluations(self, designs)
 
 
-def planted_modes() -> Problem:
+def planted_modes(n_steps: int = 50) -> Problem:
     """Return the problem. The highest outcome is 1."""
     generator = Generator().manual_seed(SEED)
     n_modes = len(HEIGHTS)
@@ -79,4 +79,4 @@ def planted_modes() -> Problem:
     common = torch.arange(1, n_common + 1) / (n_common * (n_common + 1) / 2)
     weights = torch.cat([torch.full((N_RARE,), RARE), (1 - N_RARE * RARE) * common])
     oracle = PlantedModes(tops, torch.tensor(HEIGHTS))
-    return Problem(MixturePrior(means, 1.0, weights), oracle, optimum=max(HEIGHTS))
+    return Problem(MixturePrior(means, 1.0, weights, n_steps), oracle, optimum=max(HEIGHTS))

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from experiments.problems.toy import ToyProblem
 from experiments.toy_methods.base import Draw
 from experiments.toy_methods.chain import Chain, denoiser_of, last_step, trainable, tuned
+from experiments.tuning.ppo import clipped_gain, credited
 from smc.priors.denoiser import Denoiser, ResidualMLP
 
 
@@ -84,19 +85,10 @@ class PolicyGradient:
         x, moved = paths.x.flatten(0, 1)[actions], paths.moved.flatten(0, 1)[actions]
         v = network(x, chain.t[step])
         log_density = _log_density(chain, x, v, moved, step)
-        ratio = (log_density - paths.log_density.flatten()[actions]).exp()
-        gain = advantage.flatten()[actions]
-        clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        log_ratio = log_density - paths.log_density.flatten()[actions]
+        gain = clipped_gain(log_ratio, advantage.flatten()[actions], self.clip_range)
         kl = chain.kl(v, paths.v_prior.flatten(0, 1)[actions], step)
-        return kl_weight * kl.mean() - torch.minimum(ratio * gain, clipped * gain).mean()
-
-
-def credited(
-    reward: Float[Tensor, " n"], kl: Float[Tensor, "steps n"], kl_coef: float
-) -> Float[Tensor, "steps n"]:
-    """Return what each action is credited with: the reward minus α times the KL of all later steps."""
-    from_here = kl.flip(0).cumsum(0).flip(0)
-    return reward - kl_coef * (from_here - kl)
+        return kl_weight * kl.mean() - gain.mean()
 
 
 @torch.no_grad()

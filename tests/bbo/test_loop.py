@@ -26,6 +26,7 @@ from oracles.evaluation import Evaluation
 from smc.errors import NobodyLeftError
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
+from smc.tempering import Exponential
 from surrogate.acquisition import UCB, Mean
 from surrogate.base import Posterior
 from surrogate.features import Flatten, Standardizer
@@ -259,6 +260,29 @@ class TestProposals:
             assert math.log(kls[-1] / nats) == pytest.approx(0, abs=0.6)
             assert {told["kl_coef"] for told in candidates.provenance} == {candidates.summary["kl_coef"]}
         assert kls[1] > 2 * kls[0]
+
+    def test_some_islands_are_warmer_and_the_batch_says_which(self):
+        """On a slope the means of the islands are as far up as what they follow of it."""
+        sampler = SamplerConfig(n_islands=64, n_particles=16, tempering=Exponential())
+        method = SteeredPrior(
+            ExactGP(), Mean(), None, sampler=sampler, temperature=Budgeted(nats=4.0, nats_per_observation=0.0)
+        )
+        candidates = self.proposed(method, self.observed(), n=64)
+        follows = torch.tensor([told["follows"] for told in candidates.provenance])
+        assert int((follows == 1).sum()) == 32
+        assert float(follows.min()) == pytest.approx(1 / 4)
+        cold, warm = (candidates.designs[chosen, 0].mean() for chosen in (follows == 1, follows < 0.4))
+        assert float(warm / cold) == pytest.approx(float(follows[follows < 0.4].mean()), abs=0.15)
+        cold_only = replace(method, temperature=replace(method.temperature, warm_share=0.0))
+        alone = self.proposed(cold_only, self.observed(), n=64).summary
+        assert candidates.summary["kl_coef"] == alone["kl_coef"], "pilots are all cold"
+        assert candidates.summary["kl_nats"] == pytest.approx(alone["kl_nats"], rel=0.3)
+
+    def test_rules_that_compare_designs_take_all_for_equally_cold(self):
+        """Best picks what the belief likes best, from whatever island."""
+        method = SteeredPrior(ExactGP(), Mean(), None, selection=Best())
+        candidates = self.proposed(method, self.observed())
+        assert candidates.predicted.mean.tolist() == sorted(candidates.predicted.mean.tolist(), reverse=True)
 
     def test_a_round_that_fell_short_makes_the_next_one_warmer(self):
         method = SteeredPrior(surrogate=ExactGP())

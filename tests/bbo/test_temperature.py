@@ -47,11 +47,37 @@ class TestBudget:
             {"min_trust": 1.5},
             {"tolerance": 0.0},
             {"max_trials": 0},
+            {"warm_share": -0.1},
+            {"warm_share": 1.1},
+            {"warm_nats": 0.0},
+            {"warm_nats": math.inf},
         ],
     )
     def test_refuses_settings_that_make_no_sense(self, settings):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             Budgeted(**settings)
+
+
+class TestWarmIslands:
+    def follows(self, n_islands=16, nats=16.0, seed=0, **settings):
+        generator = torch.Generator().manual_seed(seed)
+        return Budgeted(**settings).follows(n_islands, nats, generator)
+
+    def test_half_spend_all_and_the_others_less_and_less_down_to_one_nat(self):
+        shares = self.follows(8).sort(descending=True).values
+        assert shares.tolist() == pytest.approx([1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
+
+    def test_which_ones_is_drawn_by_lot(self):
+        assert not torch.equal(self.follows(seed=0), self.follows(seed=1))
+        assert torch.equal(self.follows(seed=0), self.follows(seed=0))
+
+    def test_none_are_warm_where_none_are_wanted_or_the_budget_is_no_more_than_theirs(self):
+        assert (self.follows(warm_share=0.0) == 1).all()
+        assert (self.follows(nats=0.7) == 1).all()
+
+    @pytest.mark.parametrize("n_islands", [1, 2, 16])
+    def test_one_at_least_spends_all(self, n_islands):
+        assert int((self.follows(n_islands, warm_share=1.0) == 1).sum()) == 1
 
 
 class Measured:

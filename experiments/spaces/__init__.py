@@ -1,0 +1,1 @@
+"""What classical optimisers search: vectors that are designs, or the noise that a prior makes designs of."""
