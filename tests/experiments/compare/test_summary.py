@@ -156,6 +156,11 @@ def test_diversity_is_held_against_all_that_are_as_good(last, diversity, is_abov
     assert figures(found, table)["hill_diversity_above_equals"] is is_above
 
 
+def test_the_best_other_is_never_ours():
+    found, table = told({key: run for key, run in RUNS.items() if key[1] != "turbo"})
+    assert figures(found, table)["hill_queries_to_best_other"] == 4  # seiko's 5, not our own 11
+
+
 def test_figures_need_ours_and_another():
     found, table = told({key: run for key, run in RUNS.items() if key[1] == "ours"})
     assert figures(found, table) == {}
