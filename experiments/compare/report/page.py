@@ -49,8 +49,9 @@ first batch. "to target" counts the queries after which more than half of the se
 over that of draws of the prior; "distance" their mean distance to the nearest of 1024 draws of the prior, over that of
 fresh draws; both in the features that surrogates see. "second opinion" is what another oracle, which no method asked,
 says of the 16 best designs of every seed, over what the first one said: the median over those that returned, and how
-many did. "evaluations" are rows through the prior's network in a campaign, a backward pass counted as two. Where
-nothing else is said, a number is the median over the seeds.
+many did. "evaluations" are rows through the prior's network in a campaign, a backward pass counted as two; "CPU s"
+is what it took to propose the designs, the oracle's own work left out. Where nothing else is said, a number is the
+median over the seeds.
 """
 
 

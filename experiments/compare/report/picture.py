@@ -37,6 +37,7 @@ def draw(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str, folder
 
     n_columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     n_rows = math.ceil(len(panels) / n_columns)
+    height = n_rows * {1: 4.4, 2: 3.4}.get(n_columns, 2.75)
     members = by_family(styles)
     legend = 0.35 + 0.19 * max(map(len, members.values()))
     look: Any = {
@@ -49,8 +50,8 @@ def draw(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str, folder
         "text.parse_math": False,  # a name is a name
     }
     with matplotlib.rc_context(look):
-        figure = Figure(figsize=(WIDTH, 2.75 * n_rows + legend), layout="constrained")
-        subfigures: Any = figure.subfigures(2, 1, height_ratios=[2.75 * n_rows, legend])
+        figure = Figure(figsize=(WIDTH, height + legend), layout="constrained")
+        subfigures: Any = figure.subfigures(2, 1, height_ratios=[height, legend])
         above, below = subfigures
         axes = above.subplots(n_rows, n_columns, squeeze=False)
         for place, axis in enumerate(axes.flat):

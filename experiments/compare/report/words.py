@@ -68,7 +68,7 @@ def _banded(middle: float, low: float, high: float, shape: str = "") -> str:
 
 
 def _plain(value: float, shape: str) -> str:
-    return NONE if math.isnan(value) else format(value, shape)
+    return NONE if math.isnan(value) else format(round(value, 9) + 0.0, shape)  # rounding errors have no sign
 
 
 def _queries(value: float, budget: int) -> str:

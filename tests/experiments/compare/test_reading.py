@@ -103,3 +103,16 @@ def test_a_folder_without_campaigns_and_a_broken_ledger_are_named(tmp_path):
     )
     with pytest.raises(LedgerError, match=r"the campaign line/prior/seed-0 in .* cannot be read"):
         read(tmp_path)
+
+
+def test_what_people_gave_is_no_query_of_the_comparison(tmp_path):
+    run(tmp_path, "line", "prior", 0, rounds=1)
+    at = line()
+    directory = Job(0, "line", "prior").directory(tmp_path)
+    settings = {"budget": BUDGET, "batch_size": BATCH, "seed": 0, "encoder": at.encoder, "method": PLAIN}
+    with Campaign.open(directory, prior=at.prior, oracle=at.oracle, **settings) as campaign:
+        campaign.tell_new(np.array([[9.0, 0.0]]), [9.0])
+    found = read(tmp_path)
+    assert found.campaigns["n_queries"].tolist() == [BATCH]
+    assert found.queries["value"].max() < 9
+    assert len(tensors(Job(0, "line", "prior"), tmp_path)) == BATCH

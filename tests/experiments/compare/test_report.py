@@ -267,6 +267,10 @@ class TestWords:
         rows = method_table(table.assign(network_evaluations=value), 8)[1]
         assert rows[0][5] == text
 
+    def test_a_rounding_error_has_no_sign(self):
+        _, table = told()
+        assert method_table(table.assign(area=-1e-16), 8)[1][0][2] == "0.00"
+
     def test_a_long_list_is_cut(self):
         assert listed(["a", "b"]) == "a, b"
         assert listed(list("abcd"), 2) == "a, b and 2 more"

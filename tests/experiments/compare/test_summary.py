@@ -71,7 +71,7 @@ def test_only_finished_campaigns_count_and_the_shortest_of_them_says_how_far():
     assert hill.methods["ours"].seeds == [0, 1, 2]
     longer = {key: [*run, 99] if key[1] == "turbo" else run for key, run in RUNS.items()}
     (hill,) = contests(compared(longer))
-    assert hill.n_queries == 8
+    assert {runs.best.shape[1] for runs in hill.methods.values()} == {8}
     assert contests(compared({("hill", "ours", 0): [1]}, budget=8)) == []
 
 
@@ -154,6 +154,11 @@ def test_diversity_is_held_against_all_that_are_as_good(last, diversity, is_abov
     runs = {key: [*run[:-1], last] if key[1] == "turbo" else run for key, run in RUNS.items()}
     found, table = told(runs, diversity=diversity)
     assert figures(found, table)["hill_diversity_above_equals"] is is_above
+
+
+def test_the_best_other_is_never_ours():
+    found, table = told({key: run for key, run in RUNS.items() if key[1] != "turbo"})
+    assert figures(found, table)["hill_queries_to_best_other"] == 4  # seiko's 5, not our own 11
 
 
 def test_figures_need_ours_and_another():
