@@ -26,8 +26,6 @@ from smc.errors import SMCError
 from surrogate.errors import SurrogateError
 
 REFUSALS = (BboError, SMCError, SurrogateError, OracleError)
-CAMPAIGNS_PER_PROCESS = 8
-"""After so many a worker makes place for a fresh one, so that memory which a library never gives back stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ def run_all(path: Path, overrides: Sequence[str], jobs: Sequence[Job], n_process
 
     Raises CampaignError when a process dies, for want of memory for example; what it had paid for is written down.
     """
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_processes, mp_context=spawn, max_tasks_per_child=CAMPAIGNS_PER_PROCESS)
+    # No max_tasks_per_child: in Python 3.11 an executor whose workers have all retired waits for ever.
+    pool = ProcessPoolExecutor(n_processes, mp_context=multiprocessing.get_context("spawn"))
     try:
         futures: list[Future[Done]] = [pool.submit(run_one, path, tuple(overrides), job) for job in jobs]
         for future in as_completed(futures):
