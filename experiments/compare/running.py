@@ -48,7 +48,7 @@ def is_finished(directory: Path, budget: int) -> bool:
         return False
     try:
         counts = ledger.counts()
-        return counts.spent >= budget and counts.reserved == 0
+        return counts.spent + counts.in_doubt >= budget
     finally:
         ledger.close()
 

@@ -5,7 +5,8 @@
 A fine-tuned network, an evolution strategy or a trust region is carried from round to round. A campaign that goes on
 after a crash has its answers in the ledger and no such state. So the rounds before are gone through once more, each
 with what was known then and with its own seed; the designs that come out were proposed and paid for already, and are
-dropped. It costs computing, never queries, and ends in the same state.
+dropped. It costs computing, never queries, and ends in the same state, where all queries were answered: one that never
+was is missing from its round when that is gone through again.
 """
 
 from __future__ import annotations
