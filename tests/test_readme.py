@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pydantic import TypeAdapter
 
 from bbo.config.models import align_file_model, campaign_file_model
+from experiments.compare.catalogue import METHODS
+from experiments.compare.suite import load_suite
+from smc.priors.training import TrainingSettings, train_denoiser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,7 +55,17 @@ def test_every_command_of_the_readme_exists():
     commands = set(re.findall(r"^bbo (\w+)", README, flags=re.MULTILINE))
     laboratory = {"init", "ask", "tell", "pending", "edit", "reject", "abandon", "resolve"}
     looking = {"status", "best", "report", "show", "verify", "export"}
-    assert commands == {"align", "check", "run", "budget", "prior", "oracle", *laboratory, *looking}
+    assert commands == {
+        "align",
+        "check",
+        "compare",
+        "run",
+        "budget",
+        "prior",
+        "oracle",
+        *laboratory,
+        *looking,
+    }
     assert {"demo:", "test:"} <= set(
         re.findall(r"^\w+:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     )
@@ -77,3 +91,20 @@ def test_every_section_of_a_campaign_file_that_a_page_shows_is_one(page):
         if name == "campaign":
             part = {"directory": "runs/x", "budget": 1, **part}
         TypeAdapter(fields[name].annotation).validate_python(part)
+
+
+def test_the_suite_that_is_shown_is_one(tmp_path):
+    """What docs/compare.md shows, beside a prior and an oracle of these names."""
+    block = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "compare.md").read_text(), flags=re.DOTALL)[0]
+    (tmp_path / "suite.yaml").write_text(block)
+    (tmp_path / "my_oracle.py").write_text("def oracle(design):\n    return float(design[0])\n")
+    points = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    settings = TrainingSettings(n_iterations=2, batch_size=16, width=4, n_blocks=1)
+    train_denoiser(points, settings=settings, seed=0).save(tmp_path / "prior.safetensors")
+    suite = load_suite(tmp_path / "suite.yaml")
+    assert len(suite.jobs) == 12
+
+
+def test_every_method_of_the_comparison_is_described():
+    page = (ROOT / "docs" / "compare.md").read_text()
+    assert all(f"`{name}`" in page for name in METHODS)

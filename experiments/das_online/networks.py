@@ -74,8 +74,8 @@ class Training:
     widths: tuple[int, ...] = (128, 64, 32, 16)
     """Units of the hidden layers; the published ones are 1024, 128, 64 and 16, of 768 features."""
     n_steps: int = 1000
-    """Most steps of Adam. Published are 3,000 epochs, which cost three times as much; a step here is an epoch, as long as
-    there are no more rows than a batch holds."""
+    """Most steps of Adam. Published are 3,000 epochs, which cost three times as much; a step here is an epoch, as long
+    as there are no more rows than a batch holds."""
     batch_size: int = 512
     learning_rate: float = 1e-3
 
