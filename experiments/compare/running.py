@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -80,7 +81,7 @@ def run_all(path: Path, overrides: Sequence[str], jobs: Sequence[Job], n_process
 
 
 def run_one(path: Path, overrides: Sequence[str], job: Job) -> Done:
-    """Run one campaign of a suite file, or what is left of it, in this process."""
+    """Run one campaign of a suite file, or what is left of it, in this process. Whatever stops it is told."""
     torch.set_num_threads(1)  # one core each: more threads on a busy machine are slower by far
     began = time.perf_counter()
     best, refusal = None, None
@@ -88,7 +89,16 @@ def run_one(path: Path, overrides: Sequence[str], job: Job) -> Done:
         best = _run(load_suite(path, overrides, only=job), job)
     except REFUSALS as error:
         refusal = str(error)
+    except Exception as error:  # somebody else's code: it must not take the other campaigns with it
+        refusal = _told(error)
     return Done(job, best, time.perf_counter() - began, refusal)
+
+
+def _told(error: Exception) -> str:
+    """Return an error that nobody meant to raise in one line, with the place it comes from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line:.200} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def _run(suite: Suite, job: Job) -> float | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -140,6 +140,7 @@ class LogEI:
                 num_restarts=self.n_restarts,
                 raw_samples=self.raw_samples,
                 sequential=True,
+                ic_generator=_starts_inside,
                 options={"maxiter": self.max_iterations, "sample_around_best": True},
                 retry_on_optimization_warning=False,
             )[0]
@@ -168,6 +169,16 @@ def log_ei_noise(
     return LogEI(
         NoiseSpace(), half_width, n_restarts, raw_samples, LogEI.n_samples, max_iterations=max_iterations
     )
+
+
+def _starts_inside(*arguments: Any, **settings: Any) -> Tensor:
+    """Return BoTorch's starts, moved into the cube: around a best point outside of it, as draws of the prior may be, they
+    are outside as well, which its optimiser refuses.
+    """
+    from botorch.optim.initializers import gen_batch_initial_conditions
+
+    starts: Tensor = gen_batch_initial_conditions(*arguments, **settings)
+    return starts.clamp(0, 1)
 
 
 def _model(X: Float[Tensor, "m d"], y: Float[Tensor, "m 1"]) -> SingleTaskGP:

@@ -184,6 +184,14 @@ class TestRunning:
         assert result.output.count(" best ") == 4
         assert "broken/few/seed-1 was not finished: all 4 queries so far have failed" in result.output
 
+    def test_an_error_that_nobody_meant_is_told_with_its_place(self, folder, monkeypatch):
+        def broken(*arguments, **settings):
+            raise ZeroDivisionError("by nought\nand more")
+
+        monkeypatch.setattr("experiments.methods.prior.from_prior", broken)
+        done = run_one(written(folder), (), Job(0, "mine", "prior"))
+        assert done.refusal.startswith("ZeroDivisionError: by nought (test_suite.py, line ")
+
     def test_other_settings_in_the_same_place_are_refused_campaign_by_campaign(self, folder):
         run("run", written(folder), "--processes", 1)
         methods = {"prior": {"type": "prior"}, "few": {"type": "best_of_n", "n_samples": 32}}
