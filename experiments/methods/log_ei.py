@@ -172,8 +172,8 @@ def log_ei_noise(
 
 
 def _starts_inside(*arguments: Any, **settings: Any) -> Tensor:
-    """Return BoTorch's starts, moved into the cube: around a best point outside of it, as draws of the prior may be, they
-    are outside as well, which its optimiser refuses.
+    """Return BoTorch's starts, moved into the cube: around a best point outside of it, as draws of the prior may be,
+    they are outside as well, which its optimiser refuses.
     """
     from botorch.optim.initializers import gen_batch_initial_conditions
 

@@ -17,6 +17,7 @@ from experiments.compare.figures import OURS
 from experiments.compare.measured import Say
 from experiments.compare.reading import read
 from experiments.compare.report.findings import Findings, ReportError, gather
+from experiments.compare.report.markdown import markdown
 from experiments.compare.report.page import page
 from experiments.compare.report.panels import Panel
 from experiments.compare.report.picture import draw
@@ -45,7 +46,8 @@ def write_report(
     """Write the report of the comparison in `root` into the folder `out` (ROOT/report), and return what was written.
 
     report.html, curves.png and .pdf, queries.csv.gz (a row a query), campaigns.csv, summary.csv (a row a problem and
-    method), overall.csv where there are several problems, and figures.csv (truths as 1 and 0) where ours met others.
+    method), overall.csv where there are several problems, figures.csv (truths as 1 and 0) where ours met others, and
+    table.md (a row a method).
 
     problems: by name, to measure designs by; without one, its columns hold what was measured before, or nothing.
     jobs: the campaigns that should be there, in the suite's order; none for every combination of what is there.
@@ -60,6 +62,10 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = [*draw(_pictured(found), found.styles, ours, folder), *_tables(found, folder)]
+        (folder / "table.md").write_text(
+            markdown(found.summary, found.overall), encoding="utf-8", newline="\n"
+        )
+        files.append(folder / "table.md")
         path = folder / "report.html"
         path.write_text(page(found), encoding="utf-8", errors="replace", newline="\n")
     except OSError as error:

@@ -64,6 +64,7 @@ class TestFiles:
     def test_all_of_them_lie_beside_the_ledgers(self, written):
         assert written.page.parent.parent.name == "small"
         names = {"curves.png", "curves.pdf", "queries.csv.gz", "campaigns.csv", "summary.csv", "figures.csv"}
+        names.add("table.md")
         assert {path.name for path in written.files} == names
         assert all(path.stat().st_size > 100 for path in written.files)
         with Image.open(written.page.with_name("curves.png")) as picture:
