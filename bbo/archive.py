@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bbo.executor import Executor
-from bbo.ledger import Ledger, Query, QueryState
+from bbo.ledger import Ledger, Query, QueryState, RoundRecord
 from bbo.proposals import Observations
 
 
@@ -53,8 +54,10 @@ class Archive:
         ]
         answered = [q for q, is_known in zip(queries, is_answered, strict=True) if is_known]
         under_way = [q for q, is_known in zip(queries, is_answered, strict=True) if not is_known]
+        rounds = self._ledger.rounds()
+        seeds, asked = tuple(past.seed for past in rounds), tuple(map(_asked, rounds))
         if not answered:
-            return Observations.none()
+            return replace(Observations.none(), seeds=seeds, asked=asked)
         return Observations.of(
             self.features(answered),
             answered,
@@ -63,7 +66,8 @@ class Archive:
             designs=self.designs([*answered, *under_way]),
             covariance=self._executor.covariance,
             x0=self.latents(answered),
-            seeds=tuple(past.seed for past in self._ledger.rounds()),
+            seeds=seeds,
+            asked=asked,
         )
 
     def _artifact(self, sha256: str) -> dict[str, Tensor]:
@@ -71,3 +75,12 @@ class Archive:
             if sha256 not in self._tensors:
                 self._tensors[sha256] = self._ledger.blobs.get_tensors(sha256)
             return self._tensors[sha256]
+
+
+N_ASKED = "n_asked"
+"""Under this name a round's summary says how many queries its method was asked for."""
+
+
+def _asked(past: RoundRecord) -> int:
+    n = past.summary.get(N_ASKED, 0)
+    return n if isinstance(n, int) else 0

@@ -22,28 +22,23 @@ import torch
 from torch import Tensor
 
 from bbo import desk, loop, seeds, tables
-from bbo.archive import Archive
-from bbo.config.describe import (
-    describe,
-    describe_oracle,
-    describe_prior,
-    digest,
-)
+from bbo.archive import N_ASKED, Archive
+from bbo.config.describe import digest
 from bbo.config.secrets import secrets_of
 from bbo.desk import Asked
 from bbo.errors import BboError, BudgetError, CampaignError, ConfigError
 from bbo.executor import Executor
 from bbo.features import with_features
 from bbo.ledger import Ledger, Proposal, Query, QueryState
-from bbo.opening import as_oracle, opened
+from bbo.opening import as_oracle, described, opened
 from bbo.places import Local, Place, calling
 from bbo.progress import INTERRUPTED, Board, Listener
 from bbo.prompts import check_prompts
 from bbo.proposals import Candidates, Method, Observations, Stage
 from bbo.recovery import leave_open, settle
-from bbo.settings import InDoubt, Settings, check_parts, describe_settings
+from bbo.settings import InDoubt, Settings, check_parts
 from bbo.stages import STAGES, RecallingExecutor, forget
-from bbo.steering import SteeredPrior
+from bbo.steering import SteeredPrior, steering_of
 from oracles import processes
 from oracles.answers import as_evaluation
 from oracles.base import Oracle
@@ -127,17 +122,12 @@ class Campaign:
         chosen = SteeredPrior() if method is None else method
         check_parts(prior, black_box, settings)
         check_prompts(prior, black_box, chosen)
-        config = {
-            "campaign": describe_settings(settings),
-            "prior": describe_prior(prior),
-            "oracle": describe_oracle(black_box),
-            "method": describe(chosen),
-            "encoder": describe(encoder),
-        }
+        config = described(settings, prior, black_box, chosen, encoder)
         running, ledger = executor.start(prior), None
         try:
             # Before there is a ledger, so that a bad encoder leaves none behind.
-            max_batch = chosen.sampler.max_batch if isinstance(chosen, SteeredPrior) else None
+            steering = steering_of(chosen)
+            max_batch = None if steering is None else steering.sampler.max_batch
             running = with_features(running, encoder, seed, max_batch)
             ledger = opened(Path(directory), settings, config, database)
             campaign = cls(
@@ -319,8 +309,11 @@ class Campaign:
         folder = self.ledger.directory / STAGES
         return RecallingExecutor(self.executor, folder, digest(observed), self._board.sampled)
 
-    def reserve(self, candidates: Candidates) -> list[Query]:
-        """Write candidates to the ledger as the next round's queries; their tensors are on disk before."""
+    def reserve(self, candidates: Candidates, n_asked: int | None = None) -> list[Query]:
+        """Write candidates to the ledger as the next round's queries; their tensors are on disk before.
+
+        n_asked: how many the method was asked for; None for as many as there are.
+        """
         number, seed = self._n_rounds, self.round_seed()
         tensors = {"x0": candidates.x0, "design": candidates.designs, **candidates.diagnostics}
         predicted = candidates.predicted
@@ -334,7 +327,8 @@ class Campaign:
             for row, told in enumerate(candidates.provenance)
         ]
         artifact = self.ledger.blobs.put_tensors(tensors)
-        summary = {**candidates.summary, "seconds": dict(self._board.progress.seconds)}
+        asked = {} if n_asked is None else {N_ASKED: n_asked}
+        summary = {**candidates.summary, **asked, "seconds": dict(self._board.progress.seconds)}
         queries = self.ledger.reserve(number, seed, proposals, artifact, summary)
         forget(self.ledger.directory / STAGES)
         self._n_rounds += 1

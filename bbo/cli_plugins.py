@@ -3,8 +3,8 @@
     [project.entry-points."bbo.commands"]
     compare = "experiments.compare.cli:app"      →      bbo compare …
 
-An entry point names a `typer.Typer`. It is loaded when its help or a command of it is asked for; one that cannot be
-loaded says so there, and breaks no other command.
+An entry point names a `typer.Typer`, in a module that costs little to import: `bbo --help` shows what it is for. One
+that cannot be loaded says so there and when it is called, and breaks no other command.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ class WithPlugins(TyperGroup):
         if own is not None or (point := _installed().get(cmd_name)) is None:
             return own
         try:
-            app = point.load()
-        except Exception as error:  # somebody else's code
-            app = _broken(point, error)
-        command = typer.main.get_command(app)
+            command = typer.main.get_command(point.load())
+        except Exception as error:  # somebody else's code, or no Typer at all
+            command = typer.main.get_command(_broken(point, error))
         command.name = cmd_name
         return command
 

@@ -88,7 +88,8 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
                 f"{name} {_short(record.summary[name])}"
                 for name in ("kl_coef", "kl_nats")
                 if name in record.summary
-            ),
+            )
+            + _warmth(query.provenance.get("follows")),
         )
     drivers = [
         e.detail for e in ledger.events() if e.kind == "driven" and e.detail.get("fence") == record.fence
@@ -100,9 +101,17 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
             yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
+def _warmth(follows: object) -> str:
+    """Return how much of the tilt a warm island followed."""
+    return f"; its island followed {follows:.1%} of it" if isinstance(follows, float) and follows < 1 else ""
+
+
 def _prompt(ledger: Ledger, provenance: Mapping[str, object]) -> str:
     """Return the prompt of a query's island: empty where its prior knows no words."""
-    prompts, sampler = _setting(ledger, "prior", "prompts"), _setting(ledger, "method", "sampler")
+    prompts, method = _setting(ledger, "prior", "prompts"), ledger.config.get("method")
+    while isinstance(method, Mapping) and "sampler" not in method:
+        method = method.get("method")  # of what wraps it
+    sampler = method["sampler"] if isinstance(method, Mapping) else None
     island, shard = provenance.get("island"), provenance.get("shard")
     if not isinstance(prompts, list) or not isinstance(island, int) or not isinstance(shard, int):
         return ""

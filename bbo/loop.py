@@ -55,7 +55,7 @@ def propose(campaign: Campaign, n: int, lag: int = 0) -> list[Query]:
     candidates = campaign.method.propose(
         observed, campaign.recalling(observed), n, seed=campaign.round_seed(), stage=campaign.stage
     )
-    return campaign.reserve(candidates)
+    return campaign.reserve(candidates, n_asked=n)
 
 
 def pay(campaign: Campaign, group: Sequence[Query]) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bbo.config.describe import check_same, describe, describe_versions
+from bbo.config.describe import check_same, describe, describe_oracle, describe_prior, describe_versions
 from bbo.errors import ConfigMismatchError
 from bbo.ledger import Ledger
-from bbo.settings import Settings
+from bbo.proposals import Method
+from bbo.settings import Settings, describe_settings
 from oracles.base import Oracle
 from oracles.callables import ByHand, FunctionOracle
+from smc.prior import Prior
+from surrogate.features import Encoder, EncoderModel
 
 
 def as_oracle(oracle: Oracle | Callable[[np.ndarray], object] | None) -> Oracle:
@@ -20,6 +23,19 @@ def as_oracle(oracle: Oracle | Callable[[np.ndarray], object] | None) -> Oracle:
     if oracle is None:
         return ByHand()
     return oracle if isinstance(oracle, Oracle) else FunctionOracle(oracle)
+
+
+def described(
+    settings: Settings, prior: Prior, oracle: Oracle, method: Method, encoder: EncoderModel | Encoder
+) -> dict[str, object]:
+    """Return what decides a campaign's results, as its ledger records it."""
+    return {
+        "campaign": describe_settings(settings),
+        "prior": describe_prior(prior),
+        "oracle": describe_oracle(oracle),
+        "method": describe(method),
+        "encoder": describe(encoder),
+    }
 
 
 def opened(directory: Path, settings: Settings, config: dict[str, object], database: str | None) -> Ledger:

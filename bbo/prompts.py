@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bbo.errors import ConfigError
 from bbo.proposals import Method
-from bbo.steering import SteeredPrior
+from bbo.steering import steering_of
 from oracles.base import Oracle
 from oracles.images.reward import Reward, RewardOracle
 from smc.prior import Prior, Prompted
@@ -19,11 +19,12 @@ def check_prompts(prior: Prior, oracle: Oracle, method: Method) -> None:
             f"the prior has {len(prompts)} prompts, and the reward {reward.name!r} would score the images of all of "
             "them by its oracle's one prompt; run one campaign a prompt, or take a reward that reads none"
         )
-    if isinstance(method, SteeredPrior) and len(prompts) > (n := method.sampler.n_islands * method.n_shards):
+    steering = steering_of(method)
+    if steering is not None and len(prompts) > (n := steering.sampler.n_islands * steering.n_shards):
         raise ConfigError(
             f"the prior has {len(prompts)} prompts, one an island, and the method has {n} islands "
-            f"(sampler.n_islands {method.sampler.n_islands} × n_shards {method.n_shards}), so {prompts[n]!r:.80} would "
-            f"never be sampled; give it {len(prompts)} islands, or fewer prompts"
+            f"(sampler.n_islands {steering.sampler.n_islands} × n_shards {steering.n_shards}), so {prompts[n]!r:.80} "
+            f"would never be sampled; give it {len(prompts)} islands, or fewer prompts"
         )
 
 

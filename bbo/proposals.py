@@ -43,7 +43,10 @@ class Observations:
     round: Int[Tensor, " n"] | None = None
     """Number of the round in which each was proposed; None where nobody noted it."""
     seeds: tuple[int, ...] = ()
-    """What each round so far was proposed from, the first one first: enough to propose it again."""
+    """What each round so far was proposed from, the first one first."""
+    asked: tuple[int, ...] = ()
+    """How many queries the method was asked for in each of them; 0 for what people brought. With the seeds it is enough
+    to propose all rounds again."""
 
     @classmethod
     def none(cls) -> Observations:
@@ -63,6 +66,7 @@ class Observations:
         covariance: Float[Tensor, "d d"] | None,
         x0: Float[Tensor, "n *event"] | None = None,
         seeds: tuple[int, ...] = (),
+        asked: tuple[int, ...] = (),
     ) -> Observations:
         """Return the answers to these queries, whose features are X; noise where it is known of every outcome."""
         done = [q.evaluation for q in queries if q.evaluation is not None and q.evaluation.error is None]
@@ -79,6 +83,7 @@ class Observations:
             x0=x0,
             round=torch.tensor([q.round for q in queries]),
             seeds=seeds,
+            asked=asked,
         )
 
     def before(self, number: int) -> Observations:
@@ -87,8 +92,9 @@ class Observations:
             raise ValueError("these observations do not say in which rounds they were made")
         is_known = self.round < number
         of_feasible = is_known[self.is_feasible]
+        seeds, asked = self.seeds[:number], self.asked[:number]
         if not is_known.any():
-            return Observations.none()
+            return replace(Observations.none(), seeds=seeds, asked=asked)
         return replace(
             self,
             X=self.X[is_known],
@@ -100,7 +106,8 @@ class Observations:
             rounds=tuple(past for past in self.rounds if past.round < number),
             x0=None if self.x0 is None else self.x0[is_known],
             round=self.round[is_known],
-            seeds=self.seeds[:number],
+            seeds=seeds,
+            asked=asked,
         )
 
     @property

@@ -36,6 +36,14 @@ from surrogate.gp import ExactGP
 from surrogate.neural_linear import NeuralLinear
 from surrogate.sparse_gp import SparseGP
 
+
+def steering_of(method: object) -> SteeredPrior | None:
+    """Return the `SteeredPrior` that a method is, or that it wraps as its `method`; None where there is none."""
+    while method is not None and not isinstance(method, SteeredPrior):
+        method = getattr(method, "method", None)
+    return method
+
+
 ONE_PIECE = (ExactGP, AveragedGP, SparseGP, Auto)
 """Surrogates that are one belief and no set of functions to follow; `Auto` takes those first."""
 

@@ -47,7 +47,8 @@ class Budgeted:
     """Share of the islands that spend less than the budget: the nearer to 1, the more of a batch looks around; 0 for
     none."""
     warm_nats: float = 1.0
-    """Budget of the warmest of them; those between are spread geometrically."""
+    """About the budget of the warmest: it is as many times as warm as the coldest as this goes into the budget. Those
+    between are spread geometrically."""
 
     def __post_init__(self) -> None:
         if not 0 < self.nats < math.inf:
@@ -68,10 +69,11 @@ class Budgeted:
             raise ConfigError(f"warm_nats must be a finite number above 0, got {self.warm_nats}")
 
     def follows(self, n_islands: int, nats: float, generator: Generator) -> Float[Tensor, " islands"]:
-        """Return how much of the utility each island follows: its own KL budget over that of the coldest, `nats`.
+        """Return how much of the utility each island follows: 1 for the coldest, warm_nats / nats for the warmest.
 
-        KL goes about as the reciprocal of the temperature. Which island is how warm is drawn by lot, so that no prompt
-        always has the warm ones.
+        Were KL to go as the reciprocal of the temperature, the warmest would spend `warm_nats`; on a slope it spends
+        less, since KL goes as the square there, and where a target has found its top, more. Which island is how warm is
+        drawn by lot, so that no prompt always has the warm ones.
         """
         n_warm = min(round(self.warm_share * n_islands), n_islands - 1)
         warmth = torch.arange(1, n_warm + 1, dtype=torch.float64) / max(n_warm, 1)
@@ -151,6 +153,8 @@ def kl_from_prior(results: Sequence[SMCResult], counts: Bool[Tensor, " islands"]
     log_psi = torch.cat([result.log_psi[is_in] for result in results]).double()
     log_w = torch.cat([result.log_w[is_in] for result in results]).double() + log_z[:, None]
     weights = torch.softmax(log_w.flatten(), 0)
+    if counts is not None and torch.isneginf(log_z).all():
+        return kl_from_prior(results)  # of those that live: a sampler returns nothing where nobody does
     log_mean_z = float(log_z.logsumexp(0)) - math.log(len(log_z))
     expected = torch.where(weights > 0, weights * log_psi.flatten(), 0.0).sum()
     return max(float(expected) - log_mean_z, 0.0)  # an estimate may be below 0; the divergence cannot

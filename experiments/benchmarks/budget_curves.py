@@ -46,9 +46,10 @@ def compared(settings: tuple[str, ...]) -> harness.Figures:
     suite = load_suite(SUITE, settings)
     for done in run_all(SUITE, settings, waiting(suite), os.cpu_count() or 1):
         print(f"{done.job}: {done.refusal or done.best} after {done.seconds:.0f} s", flush=True)
-    comparison = read(suite.settings.directory)
+    everything = read(suite.settings.directory)
+    measures, comparison = measured(everything, suite.problems), everything.only(suite.jobs)
     found = contests(comparison, suite.problem_names, suite.method_names)
-    table = summary(found, comparison, measured(comparison, suite.problems))
+    table = summary(found, comparison, measures)
     finished = comparison.campaigns[comparison.campaigns["is_finished"]]
     return {
         **figures(found, table),

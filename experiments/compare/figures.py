@@ -10,7 +10,7 @@ second_opinion, second_opinion_returned, second_opinion_asked
 feasible_last_64                 share of feasible designs, median over the seeds
 diversity_last_64                mean pairwise distance over that of the prior's draws, median over the seeds
 diversity_above_equals           whether that is above every method whose median value at the end is at least ours less
-                                 5 % of its size
+                                 5 % of the normalised scale; true where there is no such method
 
 inf: ours does not get there within its budget. A figure that was not measured is NaN.
 """
@@ -31,7 +31,7 @@ OURS = "ours"
 FINE_TUNING = ("seiko", "ddpo", "draft")
 """How the names of the fine-tuning methods begin, variants included."""
 EQUAL = 0.05
-"""Share of our value by which a method may be worse and is still as good."""
+"""Share of the way from the first batch to the best method by which one may be worse and is still as good."""
 
 
 def figures(
@@ -45,7 +45,8 @@ def figures(
     for contest in found:
         if ours in contest.methods and len(contest.methods) > 1:
             rows = table[table["problem"] == contest.problem].set_index("method")
-            figure = {**_efficiency(contest, ours, min(at, contest.n_queries)), **_quality(rows, ours)}
+            slack = EQUAL * (contest.scale[1] - contest.scale[0]) if contest.scale is not None else 0.0
+            figure = {**_efficiency(contest, ours, min(at, contest.n_queries)), **_quality(rows, ours, slack)}
             told |= {f"{contest.problem}_{name}": value for name, value in figure.items()}
     return told
 
@@ -61,9 +62,9 @@ def _efficiency(contest: Contest, ours: str, at: int) -> dict[str, float]:
     return told
 
 
-def _quality(rows: pd.DataFrame, ours: str) -> dict[str, float | bool]:
+def _quality(rows: pd.DataFrame, ours: str, slack: float) -> dict[str, float | bool]:
     us = rows.to_dict("index")[ours]
-    is_equal = rows["final_median"] >= us["final_median"] - EQUAL * abs(us["final_median"])
+    is_equal = rows["final_median"] >= us["final_median"] - slack
     equals = rows.loc[is_equal & (rows.index != ours), "diversity"]
     return {
         "second_opinion": float(us["second_opinion"]),

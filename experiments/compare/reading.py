@@ -29,6 +29,8 @@ KEY = ["problem", "method", "seed"]
 """Columns that name a campaign in every table."""
 COST = [EVALUATIONS, CPU_SECONDS]
 """What a round's summary tells of its cost, where it was counted."""
+GAVE_UP = "gave_up.txt"
+"""Beside its ledger, what stopped a campaign that could not go on: its method broke, or every query failed."""
 _SEED = re.compile(r"seed-(\d+)")
 _SPENT = {QueryState.DONE, QueryState.FAILED, QueryState.IN_DOUBT, QueryState.ABANDONED}
 
@@ -53,8 +55,21 @@ class Comparison:
     up to and with this query's round (NaN where a round did not record them)."""
     campaigns: pd.DataFrame
     """One row a campaign: problem, method, seed, budget, batch_size, n_queries (spent), is_finished, n_feasible, best,
-    network_evaluations and cpu_seconds in all, and uid, the ledger's own name."""
+    network_evaluations and cpu_seconds in all, gave_up (what stopped it for good, or nothing), and uid, the ledger's
+    own name. One that gave up is finished: what it did not query are queries without an outcome."""
     records: Mapping[Job, Record]
+
+    def only(self, jobs: Sequence[Job]) -> Comparison:
+        """Return the comparison of these campaigns alone, as far as they are there."""
+        kept = {(job.problem, job.method, job.seed) for job in jobs}
+        queries, campaigns = (
+            table[[key in kept for key in zip(*(table[name] for name in KEY), strict=True)]]
+            for table in (self.queries, self.campaigns)
+        )
+        records = {job: record for job, record in self.records.items() if job in set(jobs)}
+        return Comparison(
+            self.root, queries.reset_index(drop=True), campaigns.reset_index(drop=True), records
+        )
 
 
 def jobs_in(root: Path) -> list[Job]:
@@ -105,6 +120,9 @@ def _campaign(job: Job, root: Path) -> tuple[pd.DataFrame, dict[str, object], Re
     except (LedgerError, KeyError) as error:
         raise LedgerError(f"the campaign {job} in {root} cannot be read: {error}") from error
     table = _queries(job, spent, rounds, objective)
+    gave_up = _gave_up(job.directory(root))
+    if gave_up and len(table):
+        table = _padded(table, budget)
     last = table.iloc[-1] if len(table) else None
     row = {
         "problem": job.problem,
@@ -114,12 +132,25 @@ def _campaign(job: Job, root: Path) -> tuple[pd.DataFrame, dict[str, object], Re
         "batch_size": int(config["campaign"]["batch_size"]),
         "n_queries": len(table),
         "is_finished": len(table) >= budget,
+        "gave_up": gave_up,
         "n_feasible": int(table["is_feasible"].sum()),
         "best": math.nan if last is None else float(last["best"]),
         **{cost: math.nan if last is None else float(last[cost]) for cost in COST},
         "uid": uid,
     }
     return table, row, Record(config, [versions for versions in driven if isinstance(versions, Mapping)])
+
+
+def _gave_up(directory: Path) -> str:
+    path = directory / GAVE_UP
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _padded(table: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """Return the table with queries that have no outcome in the place of those that were never made."""
+    missing = pd.concat([table.iloc[-1:]] * max(budget - len(table), 0), ignore_index=True)
+    missing = missing.assign(value=math.nan, is_feasible=False, query=range(len(table) + 1, budget + 1))
+    return pd.concat([table, missing], ignore_index=True) if len(missing) else table
 
 
 def _spent(ledger: Ledger) -> list[Query]:

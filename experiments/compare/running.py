@@ -10,17 +10,21 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from bbo.campaign import Campaign
+from bbo.config.describe import check_same
 from bbo.errors import BboError, CampaignError
 from bbo.ledger import Ledger
+from bbo.opening import described
 from experiments.compare.metering import Metered, Passes, counted
+from experiments.compare.reading import GAVE_UP
 from experiments.compare.suite import Job, Suite, load_suite
 from oracles.errors import OracleError
 from smc.errors import SMCError
@@ -41,36 +45,50 @@ class Done:
     """Why it could not be finished; None where it was."""
 
 
-def is_finished(directory: Path, budget: int) -> bool:
-    """Whether the campaign there has spent its budget. Raises LedgerError for a ledger that cannot be read."""
-    try:
-        ledger = Ledger.open(directory)
-    except CampaignError:
-        return False
-    try:
-        counts = ledger.counts()
-        return counts.spent + counts.in_doubt >= budget
-    finally:
-        ledger.close()
-
-
 def waiting(suite: Suite) -> list[Job]:
-    """Return the campaigns that are not finished, in the order in which they run."""
-    directory, budget = suite.settings.directory, suite.settings.budget
-    return [job for job in suite.jobs if not is_finished(job.directory(directory), budget)]
+    """Return the campaigns that are not finished, in the order in which they run.
+
+    Raises ConfigMismatchError where a finished one was run with other settings than the suite has now, LedgerError for
+    a ledger that cannot be read.
+    """
+    return [job for job in suite.jobs if not _is_finished(suite, job)]
+
+
+def _is_finished(suite: Suite, job: Job) -> bool:
+    directory, settings = job.directory(suite.settings.directory), suite.settings.campaign(job.seed)
+    if not Ledger.exists(directory):
+        return False
+    with Ledger.open(directory) as ledger:
+        counts = ledger.counts()
+        if counts.spent + counts.in_doubt < settings.budget:
+            return False  # it is held against its settings when it goes on
+        problem = suite.problems[job.problem]
+        method = Metered(suite.methods[job.method], Passes())
+        asked = described(settings, problem.prior, problem.oracle, method, problem.encoder)
+        check_same(ledger.config, asked, str(directory))
+        return True
 
 
 def run_all(path: Path, overrides: Sequence[str], jobs: Sequence[Job], n_processes: int) -> Iterator[Done]:
     """Run campaigns of a suite file, n_processes at a time, and yield each as it ends; none stops the others.
 
-    Raises CampaignError when a process dies, for want of memory for example; what it had paid for is written down.
+    Closed or interrupted, it begins no other campaign and waits for those that run. Raises CampaignError when a process
+    dies, for want of memory for example; what it had paid for is written down.
     """
     # No max_tasks_per_child: in Python 3.11 an executor whose workers have all retired waits for ever.
     pool = ProcessPoolExecutor(n_processes, mp_context=multiprocessing.get_context("spawn"))
+    left = iter(jobs)
+
+    def begun(n: int) -> set[Future[Done]]:
+        return {pool.submit(run_one, path, tuple(overrides), job) for job in islice(left, n)}
+
     try:
-        futures: list[Future[Done]] = [pool.submit(run_one, path, tuple(overrides), job) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
+        # As many as there are processes and no more: what a pool has in its queue it cannot be kept from beginning.
+        running = begun(n_processes)
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= begun(len(ended))
+            yield from (future.result() for future in ended)
     except BrokenProcessPool as error:
         raise CampaignError(
             "a process died while it ran a campaign, for want of memory perhaps; what was paid for is in the ledgers: "
@@ -87,15 +105,17 @@ def run_one(path: Path, overrides: Sequence[str], job: Job) -> Done:
     best, refusal = None, None
     try:
         best = _run(load_suite(path, overrides, only=job), job)
-    except REFUSALS as error:
-        refusal = str(error)
-    except Exception as error:  # somebody else's code: it must not take the other campaigns with it
+    except (
+        Exception
+    ) as error:  # a method's, an oracle's, a library's: it must not take the other campaigns with it
         refusal = _told(error)
     return Done(job, best, time.perf_counter() - began, refusal)
 
 
 def _told(error: Exception) -> str:
-    """Return an error that nobody meant to raise in one line, with the place it comes from."""
+    """Return an error as it is, if it was raised on purpose; another in one line, with the place it comes from."""
+    if isinstance(error, REFUSALS):
+        return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     line = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {line:.200} ({Path(frame.filename).name}, line {frame.lineno})"
@@ -117,18 +137,18 @@ def _run(suite: Suite, job: Job) -> float | None:
         seed=settings.seed,
         objective=settings.objective,
     ) as campaign:
-        campaign.run()
+        (directory / GAVE_UP).unlink(missing_ok=True)
+        try:
+            campaign.run()
+        except Exception as error:
+            (directory / GAVE_UP).write_text(_told(error), encoding="utf-8")
+            raise
         return campaign.ledger.best_value(settings.objective)
 
 
 def _raise_budget(directory: Path, budget: int) -> None:
     """Let a campaign that was run for fewer queries go on to as many as the suite says now."""
-    try:
-        ledger = Ledger.open(directory)
-    except CampaignError:  # there is none yet
-        return
-    try:
-        if ledger.budget < budget:
-            ledger.drive().raise_budget(budget)
-    finally:
-        ledger.close()
+    if Ledger.exists(directory):
+        with Ledger.open(directory) as ledger:
+            if ledger.budget < budget:
+                ledger.drive().raise_budget(budget)

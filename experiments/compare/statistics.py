@@ -69,14 +69,15 @@ def area(best: Float[np.ndarray, "runs queries"], n_initial: int) -> Float[np.nd
     """Return the area under each run's normalised best-so-far after the first n_initial queries, over its width.
 
     1 is a run that is at 1 from there on, 0 one that never gains on the first batches. Those first queries are the same
-    for all methods and are left out. Nothing found yet counts as 0. Raises ValueError where no query is left.
+    for all methods and are left out. Nothing found yet counts as 0, and so does what is worse than the first batches.
+    Raises ValueError where no query is left.
     """
     if not 0 <= n_initial < best.shape[1]:
         raise ValueError(
             f"the area begins after the first {n_initial} queries, but runs have {best.shape[1]}: it needs more"
         )
     later = best[:, n_initial:]
-    means: np.ndarray = np.where(np.isneginf(later), 0.0, later).mean(1)
+    means: np.ndarray = np.maximum(later, 0.0).mean(1)
     return means
 
 

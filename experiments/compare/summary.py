@@ -247,7 +247,7 @@ class Overall:
         """Return a row a method, best first: final, final_low, final_high, area (all normalised, each problem at its
         own end), and on how many problems it has the highest final interquartile mean.
         """
-        leaders = [_leader(contest) for contest in self.contests]
+        leaders = [name for contest in self.contests for name in _leaders(contest)]
         rows = []
         for method in self.methods:
             final = band([contest.normalised(method)[:, -1:] for contest in self.contests])
@@ -271,8 +271,9 @@ class Overall:
         return pd.DataFrame(rows).sort_values("final", ascending=False, kind="stable", ignore_index=True)
 
 
-def _leader(contest: Contest) -> str:
+def _leaders(contest: Contest) -> list[str]:
+    """Return the methods with the highest final value, all of them where several have it."""
     finals = {
         method: float(statistics.interquartile_mean(runs.final)) for method, runs in contest.methods.items()
     }
-    return max(finals, key=finals.__getitem__)
+    return [method for method, final in finals.items() if final == max(finals.values())]

@@ -4,7 +4,8 @@
 
 Hansen 2016, "The CMA Evolution Strategy: A Tutorial" (arXiv 1604.00772), as the package `cmaes` has it (CMA, with its
 defaults: active update of C, no bounds). A generation is a batch. The initial batch, which all methods pay for, is told
-as the first generation: in the coordinates of both spaces it is a draw of N(0, I), nearly or exactly.
+as the first generation: in the coordinates of both spaces it is a draw of N(0, I), nearly or exactly, and so wider than
+what the strategy would have drawn with a σ below 1.
 
 Notation (code → paper):  std → σ at the start,  population → λ,  points → x in the search space.
 """

@@ -5,8 +5,8 @@
 A fine-tuned network, an evolution strategy or a trust region is carried from round to round. A campaign that goes on
 after a crash has its answers in the ledger and no such state. So the rounds before are gone through once more, each
 with what was known then and with its own seed; the designs that come out were proposed and paid for already, and are
-dropped. It costs computing, never queries, and ends in the same state, where all queries were answered: one that never
-was is missing from its round when that is gone through again.
+dropped. It costs computing, never queries, and ends in the same state: an answer that never came teaches nothing, then
+as now. Rounds that are sampled ahead of their answers (`max_pending`) are not for learners: what they knew is not kept.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Memory(Generic[S]):
 
         Raises CampaignError for observations that do not say which rounds they come from.
         """
-        if len(observed.X) and observed.round is None:
+        if len(observed.asked) != len(observed.seeds) or (len(observed.X) and observed.round is None):
             raise CampaignError(
                 "a method that learns as it goes needs to know the rounds of its observations"
             )
@@ -66,9 +66,9 @@ class Memory(Generic[S]):
 
     def _stepped_through(self, learner: Learner[S], observed: Observations, here: LocalExecutor) -> S:
         state = learner.begin(here)
-        for number, seed in enumerate(observed.seeds):
-            n = 0 if observed.round is None else int((observed.round == number).sum())
-            learner.step(state, observed.before(number), here, n, seed)
+        for number, (seed, n) in enumerate(zip(observed.seeds, observed.asked, strict=True)):
+            if n > 0:  # what people brought was no step
+                learner.step(state, observed.before(number), here, n, seed)
         return state
 
 

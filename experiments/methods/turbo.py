@@ -12,8 +12,9 @@ more than a thousandth of the best value. All lengths are shares of the box that
 
 Departures. A region, the first and every other, starts with draws of the prior instead of a Latin hypercube in the box:
 the first batch is that of all methods, and most of the box of a design space is no design at all. Failed designs have
-the lowest outcome that is known. The box is the prior's mean ± `half_width` stds; what lies outside of it (a few of the
-prior's own draws) is known to the GP, and proposals stay inside.
+the lowest outcome that is known. Outcomes are centred at their mean, not their median. The box is the prior's mean ±
+`half_width` stds; what lies outside of it (a few of the prior's own draws) is known to the GP, and proposals stay
+inside.
 
 Notation (code → paper):  length → L,  sides → L_i,  n → q,  centre → the best point of the region.
 """
@@ -223,14 +224,14 @@ def _model(X: Float[Tensor, "n d"], y: Float[Tensor, "n 1"]) -> SingleTaskGP:
     from gpytorch.kernels import MaternKernel, ScaleKernel
     from gpytorch.likelihoods import GaussianLikelihood
 
-    kernel = MaternKernel(nu=2.5, ard_num_dims=X.shape[1], lengthscale_constraint=Interval(0.005, 4.0))
+    kernel = MaternKernel(nu=2.5, ard_num_dims=X.shape[1], lengthscale_constraint=Interval(0.005, 2.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputDataWarning)  # of the prior's few draws outside of the box
         return SingleTaskGP(
             X,
             y,
-            covar_module=ScaleKernel(kernel),
-            likelihood=GaussianLikelihood(noise_constraint=Interval(1e-8, 1e-3)),
+            covar_module=ScaleKernel(kernel, outputscale_constraint=Interval(0.05, 20.0)),
+            likelihood=GaussianLikelihood(noise_constraint=Interval(5e-4, 0.2)),
             outcome_transform=None,  # already standardised
         )
 
@@ -270,7 +271,7 @@ class Thompson:
         k = min(k, len(self.candidates))
         noise = torch.randn(k, len(self.candidates), generator=self.generator, dtype=self.candidates.dtype)
         with torch.no_grad(), max_cholesky_size(len(self.candidates) + 1):  # exact, not by Lanczos
-            posterior = self.model.posterior(self.candidates).distribution
+            posterior = self.model.posterior(self.candidates, observation_noise=True).distribution
             functions = posterior.rsample(torch.Size([k]), base_samples=noise)
         chosen: list[int] = []
         for function in functions:

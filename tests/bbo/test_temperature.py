@@ -1,6 +1,7 @@
 """The temperature: a KL budget, the search that spends it, and the divergence that is measured."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,21 @@ class TestDivergence:
     def test_shards_count_together(self):
         whole = self.sampled(2.0)
         assert kl_from_prior([whole, whole]) == pytest.approx(kl_from_prior([whole]))
+
+    def test_only_the_islands_that_count_do(self):
+        flat, tilted = self.sampled(0.0, 4), self.sampled(2.0, 4)
+        both = replace(
+            tilted,
+            log_w=torch.cat([flat.log_w, tilted.log_w]),
+            log_z=torch.cat([flat.log_z, tilted.log_z]),
+            log_psi=torch.cat([flat.log_psi, tilted.log_psi]),
+        )
+        is_tilted = torch.arange(8) >= 4
+        assert kl_from_prior([both], is_tilted) == pytest.approx(kl_from_prior([tilted]))
+        dead = replace(both, log_z=both.log_z.masked_fill(is_tilted, -torch.inf))
+        assert math.isfinite(kl_from_prior([dead], is_tilted)), (
+            "where all that count died, those that live tell"
+        )
 
     def test_of_no_tilt_is_0(self):
         assert kl_from_prior([self.sampled(0.0)]) == pytest.approx(0, abs=1e-6)

@@ -79,6 +79,21 @@ def test_a_method_that_forgot_learns_again_and_proposes_the_same(tmp_path):
     assert second.log == one.log, "the rounds before are stepped through once, and never again"
 
 
+def test_a_round_that_nobody_answered_is_gone_through_all_the_same(tmp_path):
+    """As many were asked for, so as much noise is drawn, whatever became of them."""
+    with opened(tmp_path / "torn", Walks(), 20) as campaign:
+        for asked in campaign.ask():
+            campaign.tell(asked.id, -float(asked.design.sum() ** 2))
+        campaign.ask()
+        lived = campaign.ask()
+    method = Walks()
+    with opened(tmp_path / "torn", method, 20) as campaign:
+        campaign.abandon([asked.id for asked in lived[:1]])
+        again = campaign.ask()
+    assert [entry[1] for entry in method.log if entry != "begin"] == [4, 4, 4, 4]
+    assert len(again) == 4
+
+
 def test_it_is_a_learner():
     assert isinstance(Walks(), Learner)
 

@@ -11,12 +11,13 @@ import yaml
 from typer.testing import CliRunner
 
 from bbo.cli import app
-from bbo.errors import ConfigError
+from bbo.errors import ConfigError, ConfigMismatchError
 from bbo.ledger import Ledger
 from bbo.steering import SteeredPrior
 from experiments.compare.catalogue import METHODS
 from experiments.compare.metering import CPU_SECONDS, EVALUATIONS
-from experiments.compare.running import is_finished, run_one, waiting
+from experiments.compare.reading import read
+from experiments.compare.running import run_all, run_one, waiting
 from experiments.compare.suite import Job, load_suite
 from smc.priors.training import TrainingSettings, train_denoiser
 
@@ -166,7 +167,6 @@ class TestRunning:
         ledger = Ledger.open(job.directory(folder / "runs"))
         before = [q.id for q in ledger.queries()]
         ledger.close()
-        assert not is_finished(job.directory(folder / "runs"), 12)
         assert job in waiting(load_suite(path, ["suite.budget=12"]))
         done = run_one(path, ("suite.budget=12",), job)
         assert done.refusal is None
@@ -199,6 +199,36 @@ class TestRunning:
         assert result.exit_code == 1
         assert "mine/few/seed-0 was not finished: " in result.output
         assert "n_samples is 16 there" in result.output
+
+    def test_finished_campaigns_of_other_settings_are_refused(self, folder):
+        run("run", written(folder), "--processes", 1)
+        methods = {"prior": {"type": "prior"}, "few": {"type": "prior"}}
+        result = run("run", written(folder, methods=methods))
+        assert isinstance(result.exception, ConfigMismatchError)
+        assert "few/seed-0 was started with other settings: method.method.belief" in str(result.exception)
+
+    def test_one_that_gave_up_counts_with_what_it_had_found(self, folder):
+        problems = yaml.safe_load(written(folder).read_text())["problems"]
+        problems["mine"]["oracle"]["function"] = "lab.py:picky"
+        path = written(folder, problems=problems)
+        run_one(path, (), Job(0, "mine", "prior"))
+        comparison = read(folder / "runs")
+        (row,) = comparison.campaigns.to_dict("records")
+        assert (row["n_queries"], row["is_finished"], row["n_feasible"]) == (8, True, 0)
+        assert row["gave_up"].startswith("all 4 queries so far have failed")
+        assert comparison.queries["query"].tolist() == list(range(1, 9))
+        assert comparison.queries["value"].isna().all()
+        assert len(comparison.only([Job(1, "mine", "prior")]).campaigns) == 0
+
+    def test_closed_it_begins_no_other_campaign(self, folder):
+        """Closing is what an interruption does: what runs is waited for, what waits is not begun."""
+        path = written(folder)
+        going = run_all(path, (), load_suite(path).jobs, 1)
+        first = next(going)
+        going.close()
+        started = list((folder / "runs").glob("*/*/*/ledger.sqlite"))
+        assert first.refusal is None
+        assert len(started) <= 2
 
     def test_it_is_interrupted_and_goes_on(self, folder):
         """Killed in the middle with every process: what was paid for is kept, and the rest is run."""

@@ -44,7 +44,12 @@ class Findings:
 def gather(
     comparison: Comparison, problems: Mapping[str, Problem], jobs: Sequence[Job], ours: str, say: Say
 ) -> Findings:
-    """Return the findings. Raises ReportError when no campaign is finished."""
+    """Return the findings. Raises ReportError when no campaign is finished.
+
+    jobs: what counts; none for all campaigns that are there.
+    """
+    measures = measured(comparison, problems, say)
+    comparison = comparison.only(jobs) if jobs else comparison
     campaigns = comparison.campaigns
     problem_names = list(dict.fromkeys(job.problem for job in jobs))
     method_names = list(dict.fromkeys(job.method for job in jobs))
@@ -53,7 +58,7 @@ def gather(
         raise ReportError(
             f"none of the {len(campaigns)} campaigns in {comparison.root} is finished yet; run the suite to its end"
         )
-    table = summary(found, comparison, measured(comparison, problems, say))
+    table = summary(found, comparison, measures)
     overall = Overall.of(found)
     methods = list(dict.fromkeys([*method_names, *(name for contest in found for name in contest.methods)]))
     present = [name for name in methods if any(name in contest.methods for contest in found)]

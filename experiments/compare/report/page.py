@@ -114,6 +114,12 @@ def _notes(found: Findings) -> str:
     notes = []
     if found.unfinished:
         notes.append(f"Not finished, and not counted: {listed(found.unfinished, 24)}.")
+    gave_up = found.comparison.campaigns[found.comparison.campaigns["gave_up"] != ""]
+    for row in gave_up.to_dict("records"):
+        notes.append(
+            f"{row['problem']}/{row['method']}/seed-{row['seed']} gave up, and counts with what it had found: "
+            f"{row['gave_up']}"
+        )
     if found.missing:
         notes.append(f"Not begun: {listed([str(job) for job in found.missing], 24)}.")
     finished = found.comparison.campaigns[found.comparison.campaigns["is_finished"]]

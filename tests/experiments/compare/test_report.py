@@ -159,12 +159,18 @@ class TestPage:
         }
         runs |= {("flat", method, seed): [1, 1, 0, 0] for method in ("ours", "seiko") for seed in range(3)}
         jobs = [Job(seed, problem, method) for problem, method, seed in RUNS] + [Job(0, "hill", "ddpo")]
+        jobs += [Job(seed, problem, method) for problem, method, seed in runs if problem == "flat"]
         text = shown(gathered(runs, tmp_path, jobs), tmp_path).text
         assert "Not begun: hill/seiko/seed-2, hill/ddpo/seed-0." in text
         assert "hill: campaigns are of different lengths, up to 10 queries; all are looked at for 8," in text
         assert "hill: the first batch did not come to the same values for all methods with 1 seed 1." in text
         assert "flat: no method's median gains on the first batch; it has no normalised value." in text
         assert "All problems" not in text  # one of the two has no scale
+
+    def test_what_the_suite_does_not_name_counts_nowhere(self, tmp_path):
+        jobs = [Job(seed, problem, method) for problem, method, seed in RUNS if method != "seiko"]
+        found = gathered(RUNS, tmp_path, jobs)
+        assert set(found.summary["method"]) == {"ours", "turbo"}
 
     def test_all_problems_come_together(self, tmp_path):
         runs = {
