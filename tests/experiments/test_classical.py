@@ -157,6 +157,7 @@ def test_designs_that_nobody_has_latents_for_are_refused(tmp_path, name):
         designs=torch.randn(4, 2),
         round=torch.zeros(4, dtype=torch.long),
         seeds=(1,),
+        asked=(4,),
     )
     executor = LocalExecutor(mixture(), Flatten())
     with pytest.raises(CampaignError, match="the latents are not known"):

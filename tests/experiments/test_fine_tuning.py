@@ -99,6 +99,7 @@ def answered(designs, y, round_number=0, seeds=(11,)):
         x0=designs,
         round=torch.full((len(designs),), round_number),
         seeds=seeds,
+        asked=(len(y),) * len(seeds),
     )
 
 

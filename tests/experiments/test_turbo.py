@@ -127,7 +127,8 @@ class Known:
             assert base_samples.shape == (*shape, len(self.mean))
             return self.mean + self.std * base_samples.float()
 
-    def posterior(self, candidates):
+    def posterior(self, candidates, observation_noise):
+        assert observation_noise  # as the authors' code draws them
         return SimpleNamespace(distribution=self.Independent(candidates[:, 0].long()))
 
 
@@ -217,9 +218,9 @@ def test_it_learns_from_a_campaign_it_has_no_memory_of():
 
     def known(designs, n):
         y = quadratic(designs)
-        return replace(
-            observed(designs[:n], y[:n]), round=torch.arange(len(designs))[:n] // 8, seeds=seeds[: n // 8]
-        )
+        rounds = torch.arange(len(designs))[:n] // 8
+        done = n // 8
+        return replace(observed(designs[:n], y[:n]), round=rounds, seeds=seeds[:done], asked=(8,) * done)
 
     living, designs = Turbo(NoiseSpace(), max_candidates=100), torch.empty(0, 3)
     for number in range(3):
