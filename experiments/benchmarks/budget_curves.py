@@ -20,7 +20,7 @@ from pathlib import Path
 
 from experiments.benchmarks import harness
 
-from experiments.compare.measured import measured  # isort: skip  (after the harness, which sets the threads)
+from experiments.compare.measures import measured  # isort: skip  (after the harness, which sets the threads)
 from experiments.compare.figures import figures
 from experiments.compare.metering import CPU_SECONDS
 from experiments.compare.reading import read

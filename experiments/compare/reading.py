@@ -98,14 +98,13 @@ def read(root: Path) -> Comparison:
     return Comparison(root, pd.concat(queries, ignore_index=True), pd.DataFrame(campaigns), records)
 
 
-def tensors(job: Job, root: Path, kind: str = "design") -> Float[Tensor, "n *shape"]:
-    """Return the designs of a campaign's spent queries, in order; their clean latents where `kind` is "x0".
-
-    Raises BlobError where they cannot be read.
-    """
+def designs_of(job: Job, root: Path) -> Float[Tensor, "n *design"]:
+    """Return the designs of a campaign's spent queries, in order. Raises BlobError where they cannot be read."""
     with Ledger.open(job.directory(root)) as ledger:
         spent = _spent(ledger)
-        blobs = {sha: ledger.blobs.get_tensors(sha)[kind] for sha in dict.fromkeys(q.artifact for q in spent)}
+        blobs = {
+            sha: ledger.blobs.get_tensors(sha)["design"] for sha in dict.fromkeys(q.artifact for q in spent)
+        }
         return torch.stack([blobs[q.artifact][q.row] for q in spent])
 
 

@@ -51,13 +51,6 @@ class SecondOpinion:
         ratios = self.ratios[self.returned]
         return float(ratios.quantile(0.5)) if len(ratios) else float("nan")
 
-    def __str__(self) -> str:
-        said = f"{self.n_returned} of {len(self.first)} returned"
-        if self.n_returned:
-            said += f", median ratio {self.median:.3f}"
-        missing = [reason for reason in self.reasons if reason is not None]
-        return f"{said}; the first that did not: {missing[0]}" if missing else said
-
 
 def second_opinion(
     designs: Float[Tensor, "n *design"], first: Float[Tensor, " n"], oracle: Oracle, objective: str = VALUE

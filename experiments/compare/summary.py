@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from experiments.compare import statistics
-from experiments.compare.measured import N_LAST, Measures, opinion
+from experiments.compare.measures import N_LAST, Measures, opinion
 from experiments.compare.reading import COST, Comparison
 from experiments.compare.statistics import Band, band
 

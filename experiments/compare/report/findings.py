@@ -9,7 +9,7 @@ import pandas as pd
 
 from bbo.errors import BboError
 from experiments.compare.figures import figures
-from experiments.compare.measured import Say, measured
+from experiments.compare.measures import Say, measured
 from experiments.compare.reading import Comparison
 from experiments.compare.report.panels import Panel, batches, progress, together
 from experiments.compare.report.styles import Style, styles

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.compare.figures import OURS
-from experiments.compare.measured import Say
+from experiments.compare.measures import Say
 from experiments.compare.reading import read
 from experiments.compare.report.findings import Findings, ReportError, gather
 from experiments.compare.report.markdown import markdown

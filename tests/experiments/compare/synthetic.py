@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.compare.measured import Measures
+from experiments.compare.measures import Measures
 from experiments.compare.reading import Comparison
 from experiments.compare.statistics import best_so_far
 from experiments.compare.suite import Job

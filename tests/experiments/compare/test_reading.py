@@ -4,11 +4,10 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
-import torch
 
 from bbo.campaign import Campaign
 from bbo.errors import CampaignError, LedgerError
-from experiments.compare.reading import jobs_in, read, tensors
+from experiments.compare.reading import designs_of, jobs_in, read
 from experiments.compare.suite import Job
 from experiments.methods.prior import PlainPrior
 from tests.experiments.compare.small import BATCH, BUDGET, PLAIN, first_number, line, run
@@ -18,7 +17,7 @@ def test_every_query_is_a_row_in_its_order(root):
     found = read(root)
     assert len(found.queries) == 4 * BUDGET
     for (problem, method, seed), table in found.queries.groupby(["problem", "method", "seed"]):
-        designs = tensors(Job(seed, problem, method), root)
+        designs = designs_of(Job(seed, problem, method), root)
         values = [first_number(design) for design in designs.numpy()]
         np.testing.assert_array_equal(table["value"], values)
         assert table["query"].tolist() == list(range(1, BUDGET + 1))
@@ -51,7 +50,6 @@ def test_every_campaign_is_a_row(root):
 
 def test_latents_come_in_the_order_of_the_queries(root):
     job = Job(0, "line", "ours")
-    assert torch.equal(tensors(job, root, "x0"), tensors(job, root))
     assert str(job) == "line/ours/seed-0"
 
 
@@ -115,4 +113,4 @@ def test_what_people_gave_is_no_query_of_the_comparison(tmp_path):
     found = read(tmp_path)
     assert found.campaigns["n_queries"].tolist() == [BATCH]
     assert found.queries["value"].max() < 9
-    assert len(tensors(Job(0, "line", "prior"), tmp_path)) == BATCH
+    assert len(designs_of(Job(0, "line", "prior"), tmp_path)) == BATCH

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bbo.cli import app
-from experiments.compare.measured import Measures
+from experiments.compare.measures import Measures
 from experiments.compare.reading import Record, read
 from experiments.compare.report import ReportError, write_report
 from experiments.compare.report.findings import Findings, gather

@@ -30,21 +30,18 @@ def test_ratios_of_those_that_returned():
     assert opinion.n_returned == 3
     assert opinion.median == 1.25
     assert opinion.reasons == (None, "did not converge", None, "did not converge", None)
-    assert str(opinion) == "3 of 5 returned, median ratio 1.250; the first that did not: did not converge"
 
 
 def test_the_median_of_an_even_number_lies_between_the_middle_two():
     opinion = second_opinion(DESIGNS[[0, 2]], torch.tensor([2.0, 2.0]), FunctionOracle(odd_ones_return))
     assert opinion.median == 1.0
-    assert str(opinion) == "2 of 2 returned, median ratio 1.000"
 
 
 def test_nobody_returned():
     opinion = second_opinion(DESIGNS[1:2], torch.tensor([2.0]), FunctionOracle(odd_ones_return))
     assert math.isnan(opinion.median)
-    assert str(opinion) == "0 of 1 returned; the first that did not: did not converge"
     none = second_opinion(DESIGNS[:0], torch.zeros(0), FunctionOracle(odd_ones_return))
-    assert (none.n_returned, str(none)) == (0, "0 of 0 returned")
+    assert none.n_returned == 0
 
 
 def test_an_oracle_that_raises_or_is_not_there_is_a_reason_not_a_crash():

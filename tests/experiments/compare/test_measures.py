@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bbo.errors import CampaignError
-from experiments.compare.measured import (
+from experiments.compare.measures import (
     MEASURES,
     N_TOP,
     OPINIONS,
@@ -19,7 +19,7 @@ from experiments.compare.measured import (
     measured,
     opinion,
 )
-from experiments.compare.reading import read, tensors
+from experiments.compare.reading import designs_of, read
 from experiments.compare.suite import Job
 from tests.experiments.compare.small import line, run
 
@@ -80,7 +80,7 @@ def test_every_finished_campaign_is_measured(copied, found):
         ["ours", 0, 24], ["ours", 1, 24], ["prior", 0, 24], ["prior", 1, 24]
     ]  # fmt: skip
     yardstick = Yardstick.of(line())
-    last, told = found.designs.iloc[3], yardstick.measures(tensors(Job(1, "line", "prior"), copied))
+    last, told = found.designs.iloc[3], yardstick.measures(designs_of(Job(1, "line", "prior"), copied))
     assert last["diversity"] == pytest.approx(told["diversity"])
     assert last["distance"] == pytest.approx(told["distance"])
     assert found.designs["diversity"][2:].tolist() == pytest.approx([1, 1], rel=0.3)
@@ -94,7 +94,7 @@ def test_the_best_of_each_campaign_are_shown_to_the_other_oracle(copied, found):
         ours = queries[(queries["method"] == method) & (queries["seed"] == seed)]
         top = ours[ours["value"] > 0].nlargest(N_TOP, "value")
         assert rows["value"].tolist() == top["value"].tolist()
-        designs = tensors(Job(seed, "line", method), copied)[top["query"].to_numpy() - 1]
+        designs = designs_of(Job(seed, "line", method), copied)[top["query"].to_numpy() - 1]
         is_back = designs[:, 1] >= 0
         assert rows["second"].notna().tolist() == is_back.tolist()
         np.testing.assert_allclose(rows["second"].dropna(), 0.9 * designs[is_back, 0], rtol=1e-6)
@@ -132,7 +132,7 @@ def test_a_campaign_that_was_run_anew_is_measured_anew(copied, found, tmp_path):
 
 def test_designs_whose_features_are_not_finite_are_left_out_and_counted(root, tmp_path):
     folder = shutil.copytree(root, tmp_path / "compare")
-    designs = tensors(Job(0, "line", "prior"), folder)
+    designs = designs_of(Job(0, "line", "prior"), folder)
 
     @dataclass(frozen=True)
     class Blind:

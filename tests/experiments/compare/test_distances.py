@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
-from experiments.compare.measures import distance_to_prior, diversity, feasible_share
+from experiments.compare.distances import distance_to_prior, diversity
 
 
 def normal(n, d, seed):
@@ -50,13 +50,6 @@ class TestDistanceToPrior:
         assert distance_to_prior(prior + torch.tensor([0.0, 2e-6]).double(), prior, fresh) == pytest.approx(
             2, rel=1e-3
         )
-
-
-def test_feasible_share():
-    assert feasible_share(torch.tensor([True, False, True, True])) == 0.75
-    assert feasible_share(torch.zeros(3, dtype=torch.bool)) == 0
-    with pytest.raises(ValueError, match="at least one design, got none"):
-        feasible_share(torch.zeros(0, dtype=torch.bool))
 
 
 class TestRefusals:
