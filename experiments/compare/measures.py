@@ -33,7 +33,7 @@ from experiments.compare.suite import Job
 from experiments.problems.problem import Problem
 from oracles.base import Oracle
 from smc.sampler import SamplerConfig
-from surrogate.features import Identity
+from surrogate.features import Flatten
 
 N_LAST = 64
 """Designs at the end of a campaign that are looked at."""
@@ -69,7 +69,7 @@ class Yardstick:
     @classmethod
     def of(cls, problem: Problem, n: int = N_REFERENCE, seed: int = 0) -> Yardstick:
         """Return the yardstick of a problem; it draws 1024 designs for the encoder, n, and n fresh ones."""
-        plain = LocalExecutor(problem.prior, Identity(), max_batch=_BATCH)
+        plain = LocalExecutor(problem.prior, Flatten(), max_batch=_BATCH)
         executor = with_features(plain, problem.encoder, seed, _BATCH)
         draws, fresh = (_drawn(executor, n, seeds.derive(seed, name)) for name in ("draws", "fresh"))
         return cls(executor, draws, fresh)
