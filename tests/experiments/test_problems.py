@@ -229,7 +229,8 @@ def test_digits_jpeg_is_the_oracle_of_the_example():
     from bbo.config.plan import load_plan
     from experiments.problems.digits import CONFIG, digits_jpeg
 
-    problem, plan = digits_jpeg(), load_plan(CONFIG)
+    problem, plan = digits_jpeg(n_steps=50), load_plan(CONFIG)
     assert describe_oracle(problem.oracle) == describe_oracle(plan.oracle)
     assert problem.prior.fingerprint() == plan.prior.fingerprint()
     assert (problem.optimum, problem.second_opinion) == (None, None)
+    assert len(digits_jpeg().prior.steps) == 25
