@@ -84,7 +84,7 @@ def processes_of(word):
     return found
 
 
-def eventually(holds, seconds=20.0):
+def eventually(holds, seconds=60.0):  # a worker loads torch, on a machine that may be busy
     until = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > until:
