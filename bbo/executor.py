@@ -63,6 +63,15 @@ def keys_of(designs: Float[Tensor, "n *design"]) -> Int[Tensor, "n 2"]:
     return torch.from_numpy(np.frombuffer(digests, dtype=np.int64).reshape(len(rows), 2).copy())
 
 
+Key = tuple[int, ...]
+"""Fingerprint of a design, to be looked up."""
+
+
+def key_list(designs: Float[Tensor, "n *design"]) -> list[Key]:
+    """Return the fingerprint of each design, as `keys_of` makes it."""
+    return [tuple(key) for key in keys_of(designs).tolist()]
+
+
 OnShard = Callable[[int, Sampled, float], None]
 """Hears of a shard as soon as it is there: its place among the requests, what it came to, the seconds it took."""
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bbo.errors import ConfigError
-from bbo.executor import Sampled, keys_of
+from bbo.executor import Sampled, key_list
 from smc.result import SMCResult
 
 
@@ -72,7 +72,7 @@ class Pool:
             for name in ("log_w", "log_psi")
         )
         keys = [tuple(key) for shard in shards for key in shard.keys.tolist()]
-        known = set() if proposed is None else {tuple(key) for key in keys_of(proposed).tolist()}
+        known = set() if proposed is None else set(key_list(proposed))
         ids: dict[tuple[int, ...], int] = {}
         rows: dict[tuple[int, int, int], list[int]] = {}  # of each design in each island
         picks: list[Pick] = []

@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from bbo import seeds
 from bbo.errors import ConfigError
-from bbo.executor import Executor, Sampled, SampleRequest, keys_of, on_cpu
+from bbo.executor import Executor, Sampled, SampleRequest, key_list, keys_of, on_cpu
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
 from bbo.steering import SteeredPrior, from_prior
@@ -108,7 +108,7 @@ class DASOnline:
             # The order of log w + Gumbel noise is that of draws without replacement (Yellott 1977).
             u = torch.rand(preference.shape, generator=generator, dtype=torch.float64)
             preference = preference - torch.log(-torch.log(u))
-        taken = set() if proposed is None else {tuple(key) for key in keys_of(proposed).tolist()}
+        taken = set() if proposed is None else set(key_list(proposed))
         keys = [tuple(key) for key in shard.keys.tolist()]
         chosen = []
         for places in _living(shard.result, preference):

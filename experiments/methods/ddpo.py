@@ -30,7 +30,7 @@ from torch import Generator, Tensor
 
 from bbo import seeds
 from bbo.errors import CampaignError, ConfigError
-from bbo.executor import Executor, LocalExecutor, keys_of
+from bbo.executor import Executor, Key, LocalExecutor, key_list
 from bbo.proposals import Candidates, Observations, Stage
 from experiments.methods.learning import Memory
 from experiments.tuning.drawing import as_they_are, drawn
@@ -42,8 +42,6 @@ from experiments.tuning.weights import Weights
 from smc.prior import Prior
 from smc.schedule import GaussianKernel
 from surrogate.features import ROUNDING
-
-Key = tuple[int, ...]
 
 
 @dataclass
@@ -130,7 +128,7 @@ class DDPO:
         return candidates
 
     def _await(self, state: Apprentice, candidates: Candidates, paths: Paths) -> None:
-        for row, key in enumerate(_keys(candidates.designs)):
+        for row, key in enumerate(key_list(candidates.designs)):
             state.waiting[key] = paths.of([row])
 
     def _learn(
@@ -205,16 +203,12 @@ def _lesson(state: Apprentice, observed: Observations) -> Lesson | None:
         raise CampaignError("DDPO finds its chains by their designs, and these observations have none")
     outcome = observed.y.new_full((len(observed.X),), float(observed.y.min()))
     outcome[observed.is_feasible] = observed.y
-    keys = _keys(observed.designs[: len(observed.X)])
+    keys = key_list(observed.designs[: len(observed.X)])
     rows = [row for row, key in enumerate(keys) if key in state.waiting]
     if not rows:
         return None
     paths = Paths.joined([state.waiting.pop(keys[row]) for row in rows])
     return Lesson(paths, outcome[rows])
-
-
-def _keys(designs: Float[Tensor, "n *design"]) -> list[Key]:
-    return [tuple(key) for key in keys_of(designs).tolist()]
 
 
 def _standardised(outcome: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

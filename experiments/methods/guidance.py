@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bbo import seeds
-from bbo.executor import Executor, LocalExecutor, keys_of
+from bbo.executor import Executor, LocalExecutor, key_list
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
 from bbo.steering import SteeredPrior, from_prior
@@ -97,9 +97,9 @@ def dps(scale: float = SCALE, belief: SteeredPrior = _BELIEF, max_batch: int | N
 
 def _new(designs: Float[Tensor, "n *design"], proposed: Tensor | None) -> Sequence[int]:
     """Return the rows of designs that are neither among those proposed nor there before."""
-    taken = set() if proposed is None else {tuple(key) for key in keys_of(proposed).tolist()}
+    taken = set() if proposed is None else set(key_list(proposed))
     rows = []
-    for row, key in enumerate(map(tuple, keys_of(designs).tolist())):
+    for row, key in enumerate(key_list(designs)):
         if key not in taken:
             taken.add(key)
             rows.append(row)

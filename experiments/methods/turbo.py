@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 
 from bbo import seeds
 from bbo.errors import ConfigError
-from bbo.executor import Executor, LocalExecutor
+from bbo.executor import Executor, Key, LocalExecutor
 from bbo.proposals import Candidates, Observations, Stage
 from bbo.steering import from_prior
 from experiments.methods.gaussian_process import fit, standardised
@@ -40,7 +40,7 @@ from experiments.methods.learning import Memory
 from experiments.spaces.chart import Space
 from experiments.spaces.design import DesignSpace
 from experiments.spaces.noise import NoiseSpace
-from experiments.spaces.search import Draw, Key, Search, opening
+from experiments.spaces.search import Draw, Search, opening
 
 if TYPE_CHECKING:
     from botorch.models import SingleTaskGP

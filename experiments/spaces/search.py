@@ -16,13 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bbo.errors import CampaignError
-from bbo.executor import LocalExecutor, keys_of
+from bbo.executor import Key, LocalExecutor, key_list
 from bbo.proposals import Candidates, Observations
 from bbo.steering import from_prior
 from experiments.spaces.chart import Chart
 
-Key = tuple[int, ...]
-"""Fingerprint of a design (`bbo.executor.keys_of`)."""
 Draw = Callable[[int], Tensor]
 """k → the next k points of an optimiser, shape (k, d), float64."""
 _MAX_TRIES = 8
@@ -62,7 +60,7 @@ class Search:
                 f"an optimiser of vectors needs designs and latents of all that was observed, and the {lacking} are "
                 "not known: designs that people brought have no latents, take a method that does without them"
             )
-        keys = _keys(observed.designs[: len(observed.x0)])
+        keys = key_list(observed.designs[: len(observed.x0)])
         unknown = [key not in self._points for key in keys]
         if any(unknown):
             points = self.chart.points(observed.x0[torch.tensor(unknown)])
@@ -78,7 +76,7 @@ class Search:
 
         Raises CampaignError where it draws nothing else, and for designs that are not finite.
         """
-        known = set() if observed.designs is None else set(_keys(observed.designs))
+        known = set() if observed.designs is None else set(key_list(observed.designs))
         points: list[Tensor] = []
         x0: list[Tensor] = []
         designs: list[Tensor] = []
@@ -93,7 +91,7 @@ class Search:
                 raise CampaignError(
                     f"{source} went to where designs are not finite: up to {furthest:.3g} stds from the prior's mean"
                 )
-            for row, key in enumerate(_keys(decoded)):
+            for row, key in enumerate(key_list(decoded)):
                 if key not in known:
                     known.add(key)
                     self._points[key] = drawn[row]
@@ -114,16 +112,9 @@ class Search:
 
 
 def opening(here: LocalExecutor, n: int, seed: int) -> Candidates:
-    """Return n draws of the prior: with what every method begins.
-
-    A round of which nothing was answered is stepped through with n = 0; its candidates are dropped, and one will do.
-    """
-    return from_prior(here, max(n, 1), seed, _untimed)
+    """Return n draws of the prior: with what every method begins."""
+    return from_prior(here, n, seed, _untimed)
 
 
 def _untimed(name: str) -> AbstractContextManager[None]:  # noqa: ARG001
     return nullcontext()
-
-
-def _keys(designs: Float[Tensor, "n *design"]) -> list[Key]:
-    return [tuple(key) for key in keys_of(designs).tolist()]
