@@ -89,7 +89,7 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
                 for name in ("kl_coef", "kl_nats")
                 if name in record.summary
             )
-            + _warmth(query.provenance.get("follows")),
+            + _optimism(query.provenance.get("beta")),
         )
     drivers = [
         e.detail for e in ledger.events() if e.kind == "driven" and e.detail.get("fence") == record.fence
@@ -101,9 +101,9 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
             yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _warmth(follows: object) -> str:
-    """Return how much of the tilt a warm island followed."""
-    return f"; its island followed {follows:.1%} of it" if isinstance(follows, float) and follows < 1 else ""
+def _optimism(beta: object) -> str:
+    """Return how optimistic the query's island was."""
+    return f"; its island added {beta:.3g} std" if isinstance(beta, float) else ""
 
 
 def _prompt(ledger: Ledger, provenance: Mapping[str, object]) -> str:

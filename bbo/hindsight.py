@@ -43,8 +43,6 @@ def in_hindsight(queries: Iterable[Query], objective: str) -> tuple[Hindsight, .
     predicted = [
         q for q in queries if q.predicted_std and q.evaluation is not None and "kl_coef" in q.provenance
     ]
-    # Warm islands say little of how far the coldest may be trusted, and they are what the temperature is found for.
-    predicted = [q for q in predicted if q.provenance.get("follows", 1) == 1]
     predicted.sort(key=lambda query: (query.round, query.slot))
     return tuple(
         _hindsight(number, list(batch), objective)

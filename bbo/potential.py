@@ -12,12 +12,12 @@ acquisition outweigh certain failure (measured: `docs/architecture.md`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from surrogate.acquisition import Acquisition
+from surrogate.acquisition import Acquisition, DiffersByIsland
 from surrogate.base import Posterior, Surrogate
 from surrogate.feasibility import Feasibility
 
@@ -39,18 +39,23 @@ class Potential:
     """None where failures are to be ignored."""
     noise_std: float = 0.0
     """Typical noise of an observation where it was told, in units of y_std: for surrogates that learn none."""
-    follows: Float[Tensor, " islands"] | None = None
-    """Share of the log-potential that each island follows, counted round; None for all of it in every island. Where it
-    is less, an island is warmer: it stays nearer to the prior and looks around."""
 
     def __call__(self, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log-potential of each row, in nats, differentiable in X."""
         utility = self.acquisition(self.surrogate, X, island)
         if self.feasibility is not None:
             utility = utility + self.feasibility.log_probability(X)
-        if self.follows is not None:
-            utility = utility * self.follows[island % len(self.follows)].to(utility)
         return utility / self.kl_coef
+
+    def common(self) -> Potential:
+        """Return what all islands want: this potential itself, unless each has an acquisition of its own."""
+        if isinstance(self.acquisition, DiffersByIsland):
+            return replace(self, acquisition=self.acquisition.common())
+        return self
+
+    def betas(self, island: Int[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+        """Return by how many std each island is more optimistic than all; None where none is."""
+        return self.acquisition.betas(island) if isinstance(self.acquisition, DiffersByIsland) else None
 
     def predicted(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return the belief about what each row's evaluation will say, in float64, on the scale of the outcomes: the

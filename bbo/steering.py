@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bbo import seeds
+from bbo.belief import Belief
 from bbo.config.describe import digest
 from bbo.diagnostics import descent, summarise, traces
 from bbo.errors import CampaignError, ConfigError
@@ -27,14 +28,11 @@ from smc.errors import NobodyLeftError
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
 from smc.tempering import Exponential
-from surrogate.acquisition import Acquisition, DecayingUCB, Optimistic, Thompson
+from surrogate.acquisition import Acquisition
 from surrogate.auto import Auto, AutoFeasibility
-from surrogate.averaged_gp import AveragedGP
-from surrogate.base import Dataset, SupportsRefit, Surrogate, SurrogateModel
+from surrogate.base import SurrogateModel
 from surrogate.feasibility import FeasibilityModel
-from surrogate.gp import ExactGP
-from surrogate.neural_linear import NeuralLinear
-from surrogate.sparse_gp import SparseGP
+from surrogate.randomized_ucb import RandomizedUCB
 
 
 def steering_of(method: object) -> SteeredPrior | None:
@@ -42,10 +40,6 @@ def steering_of(method: object) -> SteeredPrior | None:
     while method is not None and not isinstance(method, SteeredPrior):
         method = getattr(method, "method", None)
     return method
-
-
-ONE_PIECE = (ExactGP, AveragedGP, SparseGP, Auto)
-"""Surrogates that are one belief and no set of functions to follow; `Auto` takes those first."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class SteeredPrior:
     """
 
     surrogate: SurrogateModel = Auto()  # noqa: RUF009
-    acquisition: Acquisition = DecayingUCB()  # noqa: RUF009
+    acquisition: Acquisition = RandomizedUCB()  # noqa: RUF009
     feasibility: FeasibilityModel | None = AutoFeasibility()  # noqa: RUF009
     """None ignores which designs failed."""
     kl_coef: float | Literal["auto"] = "auto"
@@ -76,12 +70,12 @@ class SteeredPrior:
             raise ConfigError(f'kl_coef must be a finite number above 0 or "auto", got {self.kl_coef}')
         if self.n_shards < 1:
             raise ConfigError(f"n_shards must be at least 1, got {self.n_shards}")
-        has_none = (*ONE_PIECE, NeuralLinear) if isinstance(self.acquisition, Optimistic) else ONE_PIECE
-        if isinstance(self.acquisition, Thompson | Optimistic) and isinstance(self.surrogate, has_none):
-            raise ConfigError(
-                f"{type(self.acquisition).__name__} follows the functions that a surrogate is made of, and "
-                f"{type(self.surrogate).__name__} has none; use DeepEnsemble"
-            )
+        _ = self.belief  # refuse what it refuses
+
+    @property
+    def belief(self) -> Belief:
+        """What is learnt and wanted."""
+        return Belief(self.surrogate, self.acquisition, self.feasibility)
 
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
@@ -97,12 +91,12 @@ class SteeredPrior:
         with stage("sample"):
             shards = executor.sample(potential, requests)
         with stage("select"):
-            pool, coldest = Pool.of(shards, observed.designs), replace(potential, follows=None)
-            if potential.follows is not None:  # what islands were sampled for cannot be compared
+            pool, common = Pool.of(shards, observed.designs), potential.common()
+            if common is not potential:  # what islands were sampled for cannot be compared
                 with torch.no_grad():
-                    pool = replace(pool, utility=coldest(pool.X, pool.island).double())
+                    pool = replace(pool, utility=common(pool.X, pool.island).double())
             chosen = self.selection(
-                pool, n, self._believing(pool, coldest, observed, seed), seeds.generator(seed, "select")
+                pool, n, self._believing(pool, common, observed, seed), seeds.generator(seed, "select")
             )
             if not chosen:
                 raise CampaignError(
@@ -113,68 +107,39 @@ class SteeredPrior:
             candidates = _steered(
                 pool, chosen, requests, [shard.result for shard in shards], potential, executor
             )
-            return replace(candidates, summary={**candidates.summary, "surrogate": self._told(observed)})
-
-    def _told(self, observed: Observations) -> str:
-        """Return which surrogate these observations were left to, and why where that was decided by their number."""
-        if isinstance(self.surrogate, Auto):
-            n_pending = 0 if observed.pending is None else len(observed.pending)
-            return self.surrogate.choose(len(observed.y) + n_pending, observed.X.shape[1]).reason
-        return type(self.surrogate).__name__
+            return replace(
+                candidates, summary={**candidates.summary, "surrogate": self.belief.told(observed)}
+            )
 
     def fit(self, observed: Observations, seed: int) -> Potential:
         """Return what the round believes and wants, at a kl_coef of 1 where it is to be found.
 
         Raises FitError when the surrogate cannot be fitted.
         """
-        data, y_mean, y_std = observed.standardised()
-        surrogate = self.surrogate.fit(data, generator=seeds.generator(seed, "surrogate"))
-        if observed.pending is not None:
-            surrogate = self._conditioned(surrogate, data, observed.pending, seed)
-        feasibility = None
-        if self.feasibility is not None:
-            feasibility = self.feasibility.fit(
-                observed.X, observed.is_feasible, generator=seeds.generator(seed, "feasibility")
-            )
-        kl_coef = 1.0 if self.kl_coef == "auto" else self.kl_coef
-        noise_std = 0.0 if data.noise_std is None else data.noise_std.median().item()
-        return Potential(
-            surrogate, self.acquisition.given(data), kl_coef, y_mean, y_std, feasibility, noise_std
-        )
+        return self.belief.fit(observed, seed, 1.0 if self.kl_coef == "auto" else self.kl_coef)
 
     def _tempered(
         self, potential: Potential, observed: Observations, executor: Executor, seed: int
     ) -> Potential:
-        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard's islands;
-        some islands follow less of it.
+        """Return the potential at the temperature that spends the KL budget on what all islands want, found with a
+        quarter of a shard's islands.
 
         Outcomes that do not vary tell nothing to be followed: then there is no budget, and kl_coef is 1.
         """
         if self.kl_coef != "auto" or not observed.varies:
             return potential
-        n_islands = math.ceil(self.sampler.n_islands / 4)
+        common, n_islands = potential.common(), math.ceil(self.sampler.n_islands / 4)
         request = SampleRequest(replace(self.sampler, n_islands=n_islands), seeds.derive(seed, "temper"))
 
         def measure(kl_coef: float) -> float:
             try:
-                shards = executor.sample(replace(potential, kl_coef=kl_coef), [request])
+                shards = executor.sample(replace(common, kl_coef=kl_coef), [request])
                 return kl_from_prior([shard.result for shard in shards])
             except NobodyLeftError:  # nobody is left: there is nothing of this target where the prior is
                 return math.inf
 
         nats = self.temperature.budget(len(observed.y), observed.rounds)
-        kl_coef = self.temperature.kl_coef(nats, measure, observed.rounds)
-        follows = self.temperature.follows(self.sampler.n_islands, nats, seeds.generator(seed, "warmth"))
-        return replace(potential, kl_coef=kl_coef, follows=follows)
-
-    def _conditioned(
-        self, surrogate: Surrogate, data: Dataset, pending: Float[Tensor, "m d"], seed: int
-    ) -> Surrogate:
-        """Return the surrogate as if its own mean had been observed at the pending designs."""
-        believed, generator = _believed(data, surrogate, pending), seeds.generator(seed, "surrogate")
-        if isinstance(self.surrogate, SupportsRefit):
-            return self.surrogate.refit(surrogate, believed, generator=generator)
-        return self.surrogate.fit(believed, generator=generator)
+        return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
 
     def _believing(self, pool: Pool, potential: Potential, observed: Observations, seed: int) -> Believe:
         """Return how the utility of the pool changes with designs that are as good as observed."""
@@ -183,7 +148,7 @@ class SteeredPrior:
             picked = pool.X[chosen]
             pending = picked if observed.pending is None else torch.cat([observed.pending, picked])
             data = observed.standardised()[0]
-            surrogate = self._conditioned(potential.surrogate, data, pending, seed)
+            surrogate = self.belief.conditioned(potential.surrogate, data, pending, seed)
             with torch.no_grad():
                 return replace(potential, surrogate=surrogate)(pool.X, pool.island)
 
@@ -207,22 +172,6 @@ def from_prior(
     picks = [Pick(shard=0, island=row, row=row) for row in range(n)]
     x0, provenance = _origin(picks, requests, [shard.result], "prior")
     return Candidates(x0, executor.decode(x0), provenance)
-
-
-def _believed(data: Dataset, surrogate: Surrogate, pending: Float[Tensor, "m d"]) -> Dataset:
-    """Return the data with the surrogate's mean at the pending designs added as if it had been observed there.
-
-    A fit to them keeps the mean and takes the uncertainty away, and with it the reason to propose such designs
-    again ("kriging believer": Ginsbourger, Le Riche and Carraro 2010). Known noise is taken as that of the median
-    observation.
-    """
-    with torch.no_grad():
-        y = surrogate.posterior(pending.double()).mean
-    noise_std = data.noise_std
-    if noise_std is not None:
-        noise_std = torch.cat([noise_std, noise_std.median().expand(len(y))])
-    X, y = torch.cat([data.X, pending.to(data.X)]), torch.cat([data.y, y.to(data.y)])
-    return replace(data, X=X, y=y, noise_std=noise_std)
 
 
 def _origin(
@@ -258,18 +207,18 @@ def _steered(
     with torch.no_grad():
         predicted = potential.predicted(X)
         log_p = None if potential.feasibility is None else potential.feasibility.log_probability(X).tolist()
-    is_coldest = None if potential.follows is None else potential.follows == 1
+    betas = potential.betas(pool.island[chosen])
     for row, told in enumerate(provenance):
         told["kl_coef"] = potential.kl_coef
-        if potential.follows is not None:
-            told["follows"] = float(potential.follows[int(pool.island[chosen[row]]) % len(potential.follows)])
+        if betas is not None:
+            told["beta"] = float(betas[row])
         if log_p is not None:
             told["log_p_feasible"] = log_p[row]
     summary = {
         "belief": digest(potential),
         "y_std": potential.y_std,
         "kl_coef": potential.kl_coef,
-        "kl_nats": kl_from_prior(results, is_coldest),
+        "kl_nats": kl_from_prior(results, is_shared=betas is None),
         **summarise(results),
     }
     return Candidates(x0, executor.decode(x0), provenance, predicted, summary, traces(results))

@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Generator, Tensor
 
 from bbo.errors import ConfigError
 from bbo.hindsight import Hindsight
@@ -43,12 +41,6 @@ class Budgeted:
     """How far log KL may be from the log of the budget."""
     max_trials: int = 4
     """Most pilot samplings a round."""
-    warm_share: float = 0.5
-    """Share of the islands that spend less than the budget: the nearer to 1, the more of a batch looks around; 0 for
-    none."""
-    warm_nats: float = 1.0
-    """About the budget of the warmest: it is as many times as warm as the coldest as this goes into the budget. Those
-    between are spread geometrically."""
 
     def __post_init__(self) -> None:
         if not 0 < self.nats < math.inf:
@@ -63,23 +55,6 @@ class Budgeted:
             raise ConfigError(f"tolerance must be above 0, got {self.tolerance}")
         if self.max_trials < 1:
             raise ConfigError(f"max_trials must be at least 1, got {self.max_trials}")
-        if not 0 <= self.warm_share <= 1:
-            raise ConfigError(f"warm_share must be between 0 and 1, got {self.warm_share}")
-        if not 0 < self.warm_nats < math.inf:
-            raise ConfigError(f"warm_nats must be a finite number above 0, got {self.warm_nats}")
-
-    def follows(self, n_islands: int, nats: float, generator: Generator) -> Float[Tensor, " islands"]:
-        """Return how much of the utility each island follows: 1 for the coldest, warm_nats / nats for the warmest.
-
-        Were KL to go as the reciprocal of the temperature, the warmest would spend `warm_nats`; on a slope it spends
-        less, since KL goes as the square there, and where a target has found its top, more. Which island is how warm is
-        drawn by lot, so that no prompt always has the warm ones.
-        """
-        n_warm = min(round(self.warm_share * n_islands), n_islands - 1)
-        warmth = torch.arange(1, n_warm + 1, dtype=torch.float64) / max(n_warm, 1)
-        shares = torch.ones(n_islands, dtype=torch.float64)
-        shares[n_islands - n_warm :] = min(self.warm_nats / nats, 1.0) ** warmth
-        return shares[torch.randperm(n_islands, generator=generator)]
 
     def budget(self, n_observed: int, rounds: Sequence[Hindsight]) -> float:
         """Return the budget of a round after `n_observed` outcomes, given all earlier rounds."""
@@ -139,22 +114,25 @@ def _slope(seen: Sequence[tuple[float, float]]) -> float:
     return (y0 - y1) / (x1 - x0) if x1 != x0 else 0.0
 
 
-def kl_from_prior(results: Sequence[SMCResult], counts: Bool[Tensor, " islands"] | None = None) -> float:
-    """Return KL(target ‖ prior) in nats as the weighted samples of the target tell it, all islands together.
+def kl_from_prior(results: Sequence[SMCResult], *, is_shared: bool = True) -> float:
+    """Return KL(target ‖ prior) in nats as the weighted samples of the target tell it.
 
     What the sampler reached, more than what the target is: of 20 nats in 18 dimensions 4 islands of 16 particles
-    report 10 to 15, of 80 about 36, and of a target narrower than they can resolve up to twice its distance. Islands
-    weigh by their evidence, like in `SMCResult.draw_pooled`; those where all died count with none.
+    report 10 to 15, of 80 about 36, and of a target narrower than they can resolve up to twice its distance.
 
-    counts: which islands of each result are of this target; None for all.
+    is_shared: whether all islands have one target. Then they count together and weigh by their evidence, like in
+        `SMCResult.draw_pooled`. Otherwise each that lives tells of its own, and their mean is returned.
     """
-    is_in = slice(None) if counts is None else counts
-    log_z = torch.cat([result.log_z[is_in] for result in results]).double()
-    log_psi = torch.cat([result.log_psi[is_in] for result in results]).double()
-    log_w = torch.cat([result.log_w[is_in] for result in results]).double() + log_z[:, None]
-    weights = torch.softmax(log_w.flatten(), 0)
-    if counts is not None and torch.isneginf(log_z).all():
-        return kl_from_prior(results)  # of those that live: a sampler returns nothing where nobody does
-    log_mean_z = float(log_z.logsumexp(0)) - math.log(len(log_z))
-    expected = torch.where(weights > 0, weights * log_psi.flatten(), 0.0).sum()
-    return max(float(expected) - log_mean_z, 0.0)  # an estimate may be below 0; the divergence cannot
+    log_z = torch.cat([result.log_z for result in results]).double()
+    log_psi = torch.cat([result.log_psi for result in results]).double()
+    log_w = torch.cat([result.log_w for result in results]).double()
+    if is_shared:
+        log_w = (log_w + log_z[:, None]).view(1, -1)
+        log_psi = log_psi.view(1, -1)
+        log_z = log_z.logsumexp(0, keepdim=True) - math.log(len(log_z))
+    is_alive = ~torch.isneginf(log_z)
+    weights = torch.softmax(log_w[is_alive], 1)
+    expected = torch.where(weights > 0, weights * log_psi[is_alive], 0.0).sum(1)
+    return float(
+        (expected - log_z[is_alive]).clamp(min=0).mean()
+    )  # estimates may be below 0; divergences cannot

@@ -36,6 +36,21 @@ class Acquisition(Protocol):
         ...
 
 
+@runtime_checkable
+class DiffersByIsland(Protocol):
+    """An acquisition of which every island has its own, by design and not by chance."""
+
+    def common(self) -> Acquisition:
+        """Return one for all islands: what the temperature is found for and designs of different islands are compared
+        by.
+        """
+        ...
+
+    def betas(self, island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return how many std of the belief each island adds to the common one."""
+        ...
+
+
 @dataclass(frozen=True)
 class Mean:
     """The posterior mean: exploits, never explores."""
@@ -116,7 +131,7 @@ class GrowingUCB:
     ) -> Float[Tensor, " n"]:
         """Raise SurrogateError: only `given` knows beta."""
         del surrogate, X, island
-        raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
+        raise SurrogateError(WITHOUT_DATA.format(type(self).__name__))
 
 
 @dataclass(frozen=True)
@@ -146,10 +161,10 @@ class DecayingUCB:
     ) -> Float[Tensor, " n"]:
         """Raise SurrogateError: only `given` knows beta."""
         del surrogate, X, island
-        raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
+        raise SurrogateError(WITHOUT_DATA.format(type(self).__name__))
 
 
-_WITHOUT_DATA = "the beta of {} depends on the number of observations: call given(data) with them first"
+WITHOUT_DATA = "the beta of {} depends on the number of observations: call given(data) with them first"
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "ucb": "surrogate.acquisition:UCB",
         "growing_ucb": "surrogate.acquisition:GrowingUCB",
         "decaying_ucb": "surrogate.acquisition:DecayingUCB",
+        "randomized_ucb": "surrogate.randomized_ucb:RandomizedUCB",
         "thompson": "surrogate.acquisition:Thompson",
         "optimistic": "surrogate.acquisition:Optimistic",
         "log_ei": "surrogate.improvement:LogExpectedImprovement",

@@ -136,7 +136,7 @@ def best_of(config: Path, seed: int, budget: int, evaluations: int, is_spread: b
     plan = load_plan(config, [f"campaign.seed={seed}", f"campaign.budget={budget}"])
     n_samples = samples_a_round(evaluations, len(plan.prior.steps), budget, plan.settings.batch_size)
     selection = plan.method.selection if is_spread else Best()
-    return _run(plan, BestOfN(plan.method, n_samples, selection))
+    return _run(plan, BestOfN(plan.method.belief, n_samples, selection))
 
 
 def samples_a_round(evaluations: int, n_steps: int, budget: int, batch_size: int) -> int:

@@ -20,6 +20,7 @@ from experiments.benchmarks import harness
 
 import torch  # isort: skip  (after the harness, which sets the number of threads)
 
+from bbo.belief import Belief
 from bbo.campaign import Campaign
 from bbo.config.describe import digest
 from bbo.executor import LocalExecutor, Sampled, SampleRequest, keys_of
@@ -27,7 +28,6 @@ from bbo.potential import Potential
 from bbo.proposals import Observations
 from bbo.selection import Draws, Pool
 from bbo.stages import RecallingExecutor
-from bbo.steering import SteeredPrior
 from experiments.problems.airfoil import airfoil_prior, prior_designs
 from smc.priors.gaussian import GaussianPrior
 from smc.result import SMCResult, StepInfo, Trace
@@ -54,7 +54,7 @@ def fit(n: int) -> tuple[float, float]:
     is_feasible = torch.arange(n) % 10 != 0
     y = (torch.sin(2 * X[:, 0]) + 0.5 * X[:, 1] ** 2 - 0.3 * X[:, 2] * X[:, 3])[is_feasible]
     observed = Observations(X, is_feasible, y, covariance=X.T.cov())
-    seconds, found = timed(lambda: SteeredPrior().fit(observed, seed=0))
+    seconds, found = timed(lambda: Belief().fit(observed, seed=0))
     if not isinstance(found, Potential):
         raise TypeError(f"expected a potential, got {type(found).__name__}")
     return seconds, len(cloudpickle.dumps(found)) / 1e6

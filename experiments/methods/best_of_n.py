@@ -13,23 +13,25 @@ from dataclasses import dataclass, replace
 import torch
 
 from bbo import seeds
+from bbo.belief import Belief
 from bbo.errors import ConfigError
 from bbo.executor import Executor, SampleRequest
 from bbo.proposals import Candidates, Observations, Stage
 from bbo.selection import Best, Pick, Pool, Selection
-from bbo.steering import SteeredPrior
+from bbo.steering import from_prior
 from smc.sampler import SamplerConfig
+from surrogate.acquisition import DecayingUCB
 
 
 @dataclass(frozen=True)
 class BestOfN:
-    """Draws `n_samples` designs of the prior a round and proposes the best by what `belief` would steer towards.
+    """Draws `n_samples` designs of the prior a round and proposes the best by what is believed.
 
     As long as fewer than two designs have an outcome, nothing is believed: then the batch is plain draws.
     """
 
-    belief: SteeredPrior = SteeredPrior()  # noqa: RUF009
-    """Whose surrogate, acquisition and feasibility model say what is good; its sampler is not used."""
+    belief: Belief = Belief(acquisition=DecayingUCB())  # noqa: RUF009
+    """What says what is good; of an acquisition that differs by island, what all islands have in common."""
     n_samples: int = 1024
     """Prior samples a round. A chain of T steps costs n_samples · T passes forward through the network, none back."""
     selection: Selection = Best()  # noqa: RUF009
@@ -47,7 +49,7 @@ class BestOfN:
     ) -> Candidates:
         """Return n candidates: fit → sample the prior → score → take the best."""
         if len(observed.y) < 2:
-            return self.belief.propose(observed, executor, n, seed=seed, stage=stage)
+            return from_prior(executor, n, seed, stage, self.max_batch)
         if n > self.n_samples:
             raise ConfigError(f"best of {self.n_samples} cannot fill a batch of {n}: raise n_samples")
         with stage("fit"):
@@ -60,7 +62,7 @@ class BestOfN:
             shards = executor.sample(None, [request])
         with stage("select"), torch.no_grad():
             pool = Pool.of(shards, observed.designs)
-            pool = replace(pool, utility=potential(pool.X, pool.island).double())
+            pool = replace(pool, utility=potential.common()(pool.X, pool.island).double())
             chosen = self.selection(pool, n, lambda _: pool.utility, seeds.generator(seed, "select"))
             x0 = shards[0].result.x0[[pool.picks[place].row for place in chosen]]
             return Candidates(

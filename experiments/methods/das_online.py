@@ -18,6 +18,7 @@ published Bootstrap begins with 256 queries.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,11 +26,12 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from bbo import seeds
+from bbo.belief import Belief
 from bbo.errors import ConfigError
 from bbo.executor import Executor, Sampled, SampleRequest, key_list, keys_of, on_cpu
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.steering import SteeredPrior, from_prior
+from bbo.steering import from_prior
 from experiments.das_online.faults import PUBLISHED, Faults
 from experiments.das_online.sampler import sample_with_faults
 from experiments.das_online.surrogates import Bootstrapped, WithBonus
@@ -53,25 +55,28 @@ class DASOnline:
     log-potential is nowhere finite), and one that has nothing new, leaves its query to a plain draw of the prior.
     """
 
-    belief: SteeredPrior
-    """Surrogate, acquisition, feasibility model and temperature; of its sampler all but the number of islands, which
-    is that of the queries. Its shards, selection and budgeted temperature are not used."""
+    belief: Belief
+    """What says what is good."""
+    kl_coef: float
+    """α, the temperature, above 0: fixed, where `SteeredPrior` finds one in every round."""
+    sampler: SamplerConfig
+    """Particles and rules of each population; there are as many islands as queries, whatever it says."""
     faults: Faults = Faults()  # noqa: RUF009
     """Faults of sampling and choosing, and whether failures are learnt from; those of the surrogate are its own."""
 
     def __post_init__(self) -> None:
-        if self.belief.kl_coef == "auto":
-            raise ConfigError('this loop has a fixed temperature: give kl_coef a number, not "auto"')
+        if not 0 < self.kl_coef < math.inf:
+            raise ConfigError(f"kl_coef must be a finite number above 0, got {self.kl_coef}")
 
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
     ) -> Candidates:
         """Return n candidates: fit → sample n populations → take one of each."""
         if len(observed.y) < 2:
-            return from_prior(executor, n, seed, stage, self.belief.sampler.max_batch)
+            return from_prior(executor, n, seed, stage, self.sampler.max_batch)
         with stage("fit"):
-            potential = self.belief.fit(observed, seed)
-        request = SampleRequest(replace(self.belief.sampler, n_islands=n), seeds.derive(seed, "sample", 0))
+            potential = self.belief.fit(observed, seed, self.kl_coef)
+        request = SampleRequest(replace(self.sampler, n_islands=n), seeds.derive(seed, "sample", 0))
         with stage("sample"):
             try:
                 shard = self._sampled(potential, executor, request)
@@ -125,7 +130,7 @@ class DASOnline:
             "shard": 0,
             "island": row // request.config.n_particles,
             "row": row,
-            "kl_coef": self.belief.kl_coef,
+            "kl_coef": self.kl_coef,
         }
 
 
@@ -214,5 +219,4 @@ def _variant(
         max_batch=max_batch,
     )
     feasibility = None if faults.drops_failures else AutoFeasibility()
-    belief = SteeredPrior(surrogate, acquisition, feasibility, kl_coef, sampler)
-    return DASOnline(belief, faults)
+    return DASOnline(Belief(surrogate, acquisition, feasibility), kl_coef, sampler, faults)

@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bbo import seeds
+from bbo.belief import Belief
 from bbo.executor import Executor, LocalExecutor
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.steering import SteeredPrior
 from experiments.methods.learning import Memory
 from experiments.tuning.backpropagation import Backpropagation
 from experiments.tuning.drawing import as_they_are, drawn
@@ -34,8 +34,8 @@ class DRaFT:
     As long as fewer than two designs have an outcome, nothing is learnt: then the batch is draws of the prior.
     """
 
-    belief: SteeredPrior = SteeredPrior(acquisition=Mean())  # noqa: RUF009
-    """Whose surrogate and feasibility model say what is good; its sampler, selection and temperature are not used."""
+    belief: Belief = Belief(acquisition=Mean())  # noqa: RUF009
+    """What says what is good."""
     weights: Weights = "auto"
     """What learns: all weights of the prior's network ("full"), low-rank corrections of its layers ("lora"), or a small
     network beside it ("adapter"). "auto" is full where the prior has a network, and adapter where it has none."""

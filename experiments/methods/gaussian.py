@@ -115,7 +115,7 @@ class GaussianProposal:
     The first batches, until two designs have an outcome, are draws of the prior itself, as for every method.
     """
 
-    belief: SteeredPrior = SteeredPrior()  # noqa: RUF009
+    method: SteeredPrior = SteeredPrior()  # noqa: RUF009
     """The whole method: what it believes, its temperature, its sampler and how it selects."""
     n_draws: int = 1024
     """Draws of the prior that the Gaussian is fitted to: once a process, since they are always the same."""
@@ -128,13 +128,13 @@ class GaussianProposal:
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
     ) -> Candidates:
-        """Return n candidates: those of `belief`, with the Gaussian in the place of the prior."""
+        """Return n candidates: those of `method`, with the Gaussian in the place of the prior."""
         if len(observed.y) < 2:
-            return from_prior(executor, n, seed, stage, self.belief.sampler.max_batch)
+            return from_prior(executor, n, seed, stage, self.method.sampler.max_batch)
         here = executor.here()
         with stage("gaussian"):
             gaussian = self._fits(here, self.n_draws)
-        candidates = self.belief.propose(observed, replace(here, prior=gaussian), n, seed=seed, stage=stage)
+        candidates = self.method.propose(observed, replace(here, prior=gaussian), n, seed=seed, stage=stage)
         x0 = gaussian.coloured(candidates.x0)  # so that latents are those of the campaign's prior
         origins = [{**told, "from": "gaussian"} for told in candidates.provenance]
         return replace(candidates, x0=x0, provenance=origins)

@@ -16,18 +16,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bbo import seeds
+from bbo.belief import Belief
 from bbo.executor import Executor, LocalExecutor, key_list
 from bbo.potential import Potential
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.steering import SteeredPrior, from_prior
+from bbo.steering import from_prior
 from experiments.methods.filling import filled
 from smc.errors import SamplerError
 from smc.guidance import DPS, Method, sample_guided
+from surrogate.acquisition import DecayingUCB
 
 SCALE = 0.3
 """ζ of DPS, for outcomes and latents of std 1: on the airfoil the best of 0.03, 0.1, 0.3 and 1 (seeds 10 and 11); at 1
 half of the last designs fail."""
-_BELIEF = SteeredPrior()
+_BELIEF = Belief(acquisition=DecayingUCB())
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class GuidedPrior:
     take their places.
     """
 
-    belief: SteeredPrior = _BELIEF
-    """Whose surrogate, acquisition and feasibility model say what is good; its sampler is not used."""
+    belief: Belief = _BELIEF
+    """What says what is good."""
     rule: Method = DPS(SCALE)  # noqa: RUF009
     """How a step is pushed."""
     max_batch: int | None = 256
@@ -90,7 +92,7 @@ class GuidedPrior:
             return torch.cat(survivors)
 
 
-def dps(scale: float = SCALE, belief: SteeredPrior = _BELIEF, max_batch: int | None = 256) -> GuidedPrior:
+def dps(scale: float = SCALE, belief: Belief = _BELIEF, max_batch: int | None = 256) -> GuidedPrior:
     """Return guidance by DPS with steps of `scale` times the gradient."""
     return GuidedPrior(belief, DPS(scale), max_batch)
 

@@ -22,10 +22,10 @@ import math
 from dataclasses import dataclass, field
 
 from bbo import seeds
+from bbo.belief import Belief
 from bbo.errors import ConfigError
 from bbo.executor import Executor, LocalExecutor
 from bbo.proposals import Candidates, Observations, Stage
-from bbo.steering import SteeredPrior
 from experiments.methods.learning import Memory
 from experiments.tuning.backpropagation import Backpropagation, Held
 from experiments.tuning.drawing import as_they_are, drawn
@@ -42,9 +42,8 @@ class SEIKO:
     As long as fewer than two designs have an outcome, nothing is learnt: then the batch is draws of the prior.
     """
 
-    belief: SteeredPrior = SteeredPrior(acquisition=UCB())  # noqa: RUF009
-    """Whose surrogate, acquisition and feasibility model say what is good, the acquisition with its optimism. Its
-    sampler, selection and temperature are not used."""
+    belief: Belief = Belief(acquisition=UCB())  # noqa: RUF009
+    """What says what is good, its acquisition with optimism."""
     kl_pretrained: float = 0.01
     """α: what a nat from the pretrained chain costs, in stds of the outcomes."""
     kl_previous: float = 0.01
@@ -108,5 +107,5 @@ def seiko_bootstrap(
 
     n_members: 4 in the published code, whose heads' maximum lies 1.03 stds above their mean on average.
     """
-    belief = SteeredPrior(surrogate=DeepEnsemble(n_members), acquisition=Optimistic())
+    belief = Belief(surrogate=DeepEnsemble(n_members), acquisition=Optimistic())
     return SEIKO(belief, kl_pretrained, kl_previous, weights)

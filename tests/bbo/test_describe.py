@@ -19,7 +19,7 @@ from surrogate.features import Standardize
 def test_registered_parts_have_their_short_names():
     told = describe(SteeredPrior(sampler=SamplerConfig(tempering=Exponential())))
     assert told["surrogate"]["type"] == "auto"
-    assert told["acquisition"] == {"type": "decaying_ucb", "start": 1.5, "half": 64}
+    assert told["acquisition"] == {"type": "randomized_ucb", "beta": 1.0}
     assert told["selection"] == {"type": "draws"}
     assert told["sampler"]["resampling"] == "systematic"
     assert told["sampler"]["guidance"]["twist"]["type"] == "posterior_variance"

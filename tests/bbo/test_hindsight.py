@@ -1,7 +1,6 @@
 """What rounds predicted, held against the answers."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -82,15 +81,3 @@ def test_a_round_of_failures_has_no_error_and_another_objective_none_either():
 )
 def test_over_optimistic_are_outcomes_below_and_failures_above_what_was_expected(seen, is_over_optimistic):
     assert seen.is_over_optimistic is is_over_optimistic
-
-
-def test_warm_islands_are_not_what_the_temperature_is_judged_by():
-    """The coldest fell short by two stds; what two warm ones came to does not make up for it."""
-    cold = replace(query(answer=Evaluation.of(6.0)), provenance={**query().provenance, "follows": 1.0})
-    warm = [
-        replace(query(slot=i, answer=Evaluation.of(10.0)), provenance={**query().provenance, "follows": 0.1})
-        for i in (1, 2)
-    ]
-    (seen,) = in_hindsight([cold, *warm], "value")
-    assert (seen.n, seen.mean_error) == (1, -2)
-    assert in_hindsight(warm, "value") == ()

@@ -31,6 +31,7 @@ from surrogate.acquisition import UCB, Mean
 from surrogate.base import Posterior
 from surrogate.features import Flatten, Standardizer
 from surrogate.gp import ExactGP
+from surrogate.randomized_ucb import RandomizedUCB
 
 PRIOR = GaussianPrior(torch.tensor([3.0, -1.0]), std=2.0, n_steps=8)
 EXECUTOR = LocalExecutor(PRIOR, Flatten())
@@ -261,26 +262,37 @@ class TestProposals:
             assert {told["kl_coef"] for told in candidates.provenance} == {candidates.summary["kl_coef"]}
         assert kls[1] > 2 * kls[0]
 
-    def test_some_islands_are_warmer_and_the_batch_says_which(self):
-        """On a slope the prior's mean is moved as far as an island follows it."""
-        sampler = SamplerConfig(n_islands=256, n_particles=16, tempering=Exponential())
-        budget = Budgeted(nats=2.0, nats_per_observation=0.0, warm_nats=0.5)
-        method = SteeredPrior(ExactGP(), Mean(), None, sampler=sampler, temperature=budget)
-        candidates = self.proposed(method, self.observed(), n=256)
-        follows = torch.tensor([told["follows"] for told in candidates.provenance])
-        assert int((follows == 1).sum()) == 128
-        assert float(follows.min()) == pytest.approx(1 / 4)
-        moved = candidates.designs[:, 0] - PRIOR.moments()[0][0]
-        cold, warm = moved[follows == 1].mean(), moved[follows < 0.5].mean()
-        assert float(warm / cold) == pytest.approx(float(follows[follows < 0.5].mean()), abs=0.2)
-        cold_only = replace(method, temperature=replace(budget, warm_share=0.0))
-        alone = self.proposed(cold_only, self.observed(), n=256).summary
-        assert candidates.summary["kl_coef"] == alone["kl_coef"], "pilots are all cold"
-        assert candidates.summary["kl_nats"] == pytest.approx(alone["kl_nats"], rel=0.3)
+    def test_islands_differ_in_optimism_and_the_batch_says_by_how_much(self):
+        """On a slope whose std grows the other way, the more optimistic an island the more it goes there."""
 
-    def test_rules_that_compare_designs_take_all_for_equally_cold(self):
-        """Best picks what the belief likes best, from whatever island."""
-        method = SteeredPrior(ExactGP(), Mean(), None, selection=Best())
+        class Slope:
+            def fit(self, data, *, generator):
+                return self
+
+            def posterior(self, X):
+                return Posterior(X[:, 0], torch.exp(-X[:, 0] / 2))
+
+        sampler = SamplerConfig(n_islands=256, n_particles=16, tempering=Exponential())
+        budget = Budgeted(nats=0.5, nats_per_observation=0.0)
+        method = SteeredPrior(Slope(), feasibility=None, sampler=sampler, temperature=budget)
+        candidates = self.proposed(method, self.observed(), n=256)
+        betas = torch.tensor([told["beta"] for told in candidates.provenance], dtype=torch.float64)
+        torch.testing.assert_close(
+            betas,
+            RandomizedUCB()
+            .given(self.observed().standardised()[0])
+            .betas(torch.tensor([told["island"] for told in candidates.provenance])),
+        )
+        moved = candidates.designs[:, 0].double() - PRIOR.moments()[0][0]
+        assert moved[betas < 0.2].mean() > 0.3
+        assert moved[betas > 2].mean() < -0.3
+        common = self.proposed(replace(method, acquisition=Mean()), self.observed(), n=256)
+        assert candidates.summary["kl_coef"] == common.summary["kl_coef"], "found for what all want"
+        assert "beta" not in common.provenance[0]
+
+    def test_rules_that_compare_designs_ask_what_all_islands_want(self):
+        """Best picks what the belief likes best, from however optimistic an island."""
+        method = SteeredPrior(ExactGP(), feasibility=None, selection=Best())
         candidates = self.proposed(method, self.observed())
         assert candidates.predicted.mean.tolist() == sorted(candidates.predicted.mean.tolist(), reverse=True)
 

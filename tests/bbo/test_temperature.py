@@ -48,37 +48,11 @@ class TestBudget:
             {"min_trust": 1.5},
             {"tolerance": 0.0},
             {"max_trials": 0},
-            {"warm_share": -0.1},
-            {"warm_share": 1.1},
-            {"warm_nats": 0.0},
-            {"warm_nats": math.inf},
         ],
     )
     def test_refuses_settings_that_make_no_sense(self, settings):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             Budgeted(**settings)
-
-
-class TestWarmIslands:
-    def follows(self, n_islands=16, nats=16.0, seed=0, **settings):
-        generator = torch.Generator().manual_seed(seed)
-        return Budgeted(**settings).follows(n_islands, nats, generator)
-
-    def test_half_spend_all_and_the_others_less_and_less_down_to_one_nat(self):
-        shares = self.follows(8).sort(descending=True).values
-        assert shares.tolist() == pytest.approx([1, 1, 1, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16])
-
-    def test_which_ones_is_drawn_by_lot(self):
-        assert not torch.equal(self.follows(seed=0), self.follows(seed=1))
-        assert torch.equal(self.follows(seed=0), self.follows(seed=0))
-
-    def test_none_are_warm_where_none_are_wanted_or_the_budget_is_no_more_than_theirs(self):
-        assert (self.follows(warm_share=0.0) == 1).all()
-        assert (self.follows(nats=0.7) == 1).all()
-
-    @pytest.mark.parametrize("n_islands", [1, 2, 16])
-    def test_one_at_least_spends_all(self, n_islands):
-        assert int((self.follows(n_islands, warm_share=1.0) == 1).sum()) == 1
 
 
 class Measured:
@@ -155,20 +129,17 @@ class TestDivergence:
         whole = self.sampled(2.0)
         assert kl_from_prior([whole, whole]) == pytest.approx(kl_from_prior([whole]))
 
-    def test_only_the_islands_that_count_do(self):
-        flat, tilted = self.sampled(0.0, 4), self.sampled(2.0, 4)
-        both = replace(
-            tilted,
-            log_w=torch.cat([flat.log_w, tilted.log_w]),
-            log_z=torch.cat([flat.log_z, tilted.log_z]),
-            log_psi=torch.cat([flat.log_psi, tilted.log_psi]),
+    def test_islands_with_targets_of_their_own_tell_each_of_its_own(self):
+        flat, tilted = self.sampled(0.0, 400), self.sampled(2.0, 400)
+        both = [flat, tilted]
+        of_tilted = kl_from_prior([tilted], is_shared=False)
+        assert of_tilted == pytest.approx(kl_from_prior([tilted]), rel=0.2)
+        assert kl_from_prior(both, is_shared=False) == pytest.approx(of_tilted / 2)
+        assert kl_from_prior(both) != pytest.approx(of_tilted / 2, rel=0.2), (
+            "by evidence, the tilted one tells"
         )
-        is_tilted = torch.arange(8) >= 4
-        assert kl_from_prior([both], is_tilted) == pytest.approx(kl_from_prior([tilted]))
-        dead = replace(both, log_z=both.log_z.masked_fill(is_tilted, -torch.inf))
-        assert math.isfinite(kl_from_prior([dead], is_tilted)), (
-            "where all that count died, those that live tell"
-        )
+        dead = replace(tilted, log_z=torch.full_like(tilted.log_z, -torch.inf))
+        assert kl_from_prior([tilted, dead], is_shared=False) == pytest.approx(of_tilted)
 
     def test_of_no_tilt_is_0(self):
         assert kl_from_prior([self.sampled(0.0)]) == pytest.approx(0, abs=1e-6)

@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from bbo.belief import Belief
 from bbo.campaign import Campaign
 from bbo.errors import ConfigError
 from bbo.executor import LocalExecutor
 from bbo.proposals import Method, Observations
 from bbo.selection import Spread
-from bbo.steering import SteeredPrior
 from experiments.methods.best_of_n import BestOfN
 from smc.priors.gaussian import GaussianPrior
 from surrogate.acquisition import Mean
 from surrogate.features import Flatten
 from surrogate.gp import ExactGP
 
-BELIEF = SteeredPrior(surrogate=ExactGP(), acquisition=Mean(), feasibility=None)
+BELIEF = Belief(surrogate=ExactGP(), acquisition=Mean(), feasibility=None)
 
 
 def unseen(name):

@@ -10,13 +10,11 @@ import torch
 from bbo.errors import ConfigError
 from bbo.executor import LocalExecutor, Sampled, keys_of
 from bbo.proposals import Method, Observations
-from bbo.steering import SteeredPrior
 from experiments.das_online.faults import PUBLISHED, Faults
 from experiments.das_online.networks import Training
 from experiments.das_online.sampler import sample_with_faults
 from experiments.das_online.surrogates import Bootstrapped, WithBonus
 from experiments.methods.das_online import (
-    DASOnline,
     das_corrected,
     das_corrected_bootstrap,
     das_published,
@@ -348,8 +346,8 @@ def test_what_cannot_be_fitted_or_makes_no_sense_is_refused():
         Training(widths=(8, 0))
     with pytest.raises(SurrogateError, match="learning_rate above 0"):
         Training(learning_rate=math.inf)
-    with pytest.raises(ConfigError, match='give kl_coef a number, not "auto"'):
-        DASOnline(SteeredPrior())
+    with pytest.raises(ConfigError, match="kl_coef must be a finite number above 0, got 0"):
+        das_corrected(kl_coef=0.0)
 
 
 # ---------------------------------------------------------------- the variants
@@ -362,7 +360,7 @@ def test_all_faults_are_in_the_published_variants_and_none_in_the_others():
         assert method.faults == expected
         assert method.belief.surrogate.faults == expected
         assert (method.belief.feasibility is None) == expected.drops_failures
-        assert method.belief.sampler.n_particles == 4
+        assert method.sampler.n_particles == 4
 
 
 def quick(method):

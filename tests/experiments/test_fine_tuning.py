@@ -13,7 +13,7 @@ from bbo.campaign import Campaign
 from bbo.errors import CampaignError, ConfigError
 from bbo.executor import LocalExecutor
 from bbo.proposals import Method, Observations
-from bbo.steering import SteeredPrior, from_prior
+from bbo.steering import from_prior
 from experiments.methods import ddpo
 from experiments.methods.ddpo import DDPO
 from experiments.methods.draft import DRaFT
@@ -27,7 +27,7 @@ from surrogate.acquisition import UCB, Mean, Optimistic
 from surrogate.ensemble import DeepEnsemble
 from surrogate.features import Flatten
 
-BELIEF = SteeredPrior(
+BELIEF = Belief(
     surrogate=DeepEnsemble(2, width=16, depth=1, n_iterations=40), acquisition=UCB(0.5), feasibility=None
 )
 SEIKO_QUICK = SEIKO(BELIEF, n_updates=5, batch_size=16, learning_rate=5e-3)
@@ -250,7 +250,7 @@ class TestSEIKO:
         assert seiko_bootstrap().kl_pretrained == SEIKO().kl_pretrained
 
     def test_bootstrap_runs(self, tmp_path):
-        belief = SteeredPrior(
+        belief = Belief(
             surrogate=DeepEnsemble(4, n_iterations=40), acquisition=Optimistic(), feasibility=None
         )
         designs, _ = finished(tmp_path / "a", replace(SEIKO_QUICK, belief=belief))

@@ -20,7 +20,7 @@ from surrogate.acquisition import Mean
 from surrogate.features import Flatten
 from surrogate.gp import ExactGP
 
-BELIEF = SteeredPrior(surrogate=ExactGP(max_iterations=10), acquisition=Mean(), feasibility=None, kl_coef=1.0)
+METHOD = SteeredPrior(surrogate=ExactGP(max_iterations=10), acquisition=Mean(), feasibility=None, kl_coef=1.0)
 RING = MixturePrior(torch.tensor([[3.0, 2.0], [-3.0, -2.0], [-1.0, 2.0], [1.0, -2.0]]), std=0.3, n_steps=20)
 
 
@@ -89,7 +89,7 @@ def test_of_a_gaussian_prior_it_is_the_frameworks_method():
     executor = LocalExecutor(prior, Flatten())
     both = [
         torch.cat([m.propose(observed(), executor, 16, seed=s, stage=unseen).designs for s in range(5)])
-        for m in (BELIEF, GaussianProposal(BELIEF))
+        for m in (METHOD, GaussianProposal(METHOD))
     ]
     variance = prior.moments()[1] ** 2
     shift = variance / float(observed().y.std())
@@ -101,7 +101,7 @@ def test_of_a_gaussian_prior_it_is_the_frameworks_method():
 
 def test_its_latents_are_those_of_the_campaigns_prior():
     executor = LocalExecutor(RING, Flatten())
-    candidates = GaussianProposal(BELIEF).propose(observed(), executor, 8, seed=0, stage=unseen)
+    candidates = GaussianProposal(METHOD).propose(observed(), executor, 8, seed=0, stage=unseen)
     assert torch.equal(executor.decode(candidates.x0), candidates.designs)
     assert {told["from"] for told in candidates.provenance} == {"gaussian"}
 
@@ -132,7 +132,7 @@ def test_images_keep_their_shape():
 
     X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double()
     seen = Observations(X, torch.ones(20, dtype=torch.bool), X[:, 0].clone())
-    method = GaussianProposal(BELIEF, n_draws=512)
+    method = GaussianProposal(METHOD, n_draws=512)
     candidates = method.propose(seen, LocalExecutor(Reshaped(), Flatten()), 8, seed=0, stage=unseen)
     assert candidates.x0.shape == candidates.designs.shape == (8, 1, 2, 2)
     assert candidates.designs.mean(0).flatten().diff().min() > 0  # the means were 0, 1, 2, 3

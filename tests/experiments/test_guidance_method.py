@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from bbo.belief import Belief
 from bbo.executor import LocalExecutor
 from bbo.proposals import Method, Observations
-from bbo.steering import SteeredPrior
 from experiments.methods.guidance import GuidedPrior, dps
 from smc.errors import SamplerError
 from smc.guidance import DPS, Tilted
@@ -18,7 +18,7 @@ from surrogate.acquisition import Mean
 from surrogate.features import Flatten
 from surrogate.gp import ExactGP
 
-BELIEF = SteeredPrior(surrogate=ExactGP(), acquisition=Mean(), feasibility=None)
+BELIEF = Belief(surrogate=ExactGP(), acquisition=Mean(), feasibility=None)
 PRIOR = GaussianPrior(torch.zeros(2), n_steps=10)
 EXECUTOR = LocalExecutor(PRIOR, Flatten())
 

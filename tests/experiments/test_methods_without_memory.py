@@ -45,7 +45,7 @@ METHODS = {
     "das_published_bootstrap": lambda: quick(das_published_bootstrap()),
     "das_corrected": lambda: quick(das_corrected()),
     "das_corrected_bootstrap": lambda: quick(das_corrected_bootstrap()),
-    "guidance": lambda: dps(belief=BELIEF),
+    "guidance": lambda: dps(belief=BELIEF.belief),
     "gaussian": lambda: GaussianProposal(BELIEF, n_draws=128),
 }
 GAUSSIAN = GaussianPrior(torch.zeros(3), n_steps=10)

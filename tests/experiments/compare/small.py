@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bbo.belief import Belief
 from bbo.campaign import Campaign
-from bbo.steering import SteeredPrior
 from experiments.methods.best_of_n import BestOfN
 from experiments.methods.prior import PlainPrior
 from experiments.problems.problem import Problem
@@ -33,7 +33,7 @@ class Counted:
 
 
 PLAIN = Counted(PlainPrior())
-GREEDY = Counted(BestOfN(SteeredPrior(surrogate=ExactGP(), acquisition=Mean(), feasibility=None), 128))
+GREEDY = Counted(BestOfN(Belief(surrogate=ExactGP(), acquisition=Mean(), feasibility=None), 128))
 
 
 def first_number(design: np.ndarray) -> float:
