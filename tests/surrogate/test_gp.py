@@ -362,3 +362,47 @@ class TestRefit:
     def test_refuses_fewer_than_two_observations(self, earlier):
         with pytest.raises(FitError, match="at least 2 observations, got 1"):
             ExactGP().refit(earlier, Dataset(noisy(80).X[:1], noisy(80).y[:1]), generator=seeded())
+
+
+class TestManyObservations:
+    """Hyperparameters of many observations are found from some of them, then corrected by all."""
+
+    def test_the_fit_is_that_of_all_of_them(self, monkeypatch):
+        data, X = noisy(160), queries(100)
+        whole = ExactGP(max_iterations=300).fit(data, generator=seeded()).posterior(X)
+        monkeypatch.setattr("surrogate.gp.MANY", 60)
+        thinned = ExactGP().fit(data, generator=seeded())
+        posterior = thinned.posterior(X)
+        assert ((posterior.mean - whole.mean) / whole.std).abs().max() < 0.3
+        assert (posterior.std / whole.std).log().abs().max() < 0.15
+        assert len(thinned.weights) == 160, "the belief knows all of them"
+
+    def test_all_of_them_correct_what_some_of_them_said(self, monkeypatch):
+        data, X = noisy(160), queries(100)
+        whole = ExactGP(max_iterations=300).fit(data, generator=seeded()).posterior(X)
+        monkeypatch.setattr("surrogate.gp.MANY", 60)
+
+        def error(n_refit):
+            fitted = ExactGP(max_refit_iterations=n_refit).fit(data, generator=seeded())
+            return (fitted.posterior(X).std / whole.std).log().abs().max()
+
+        assert error(5) < 0.7 * error(0)
+
+    def test_those_that_are_looked_at_are_spread_over_the_campaign(self, monkeypatch):
+        from surrogate.gp import _thinned
+
+        monkeypatch.setattr("surrogate.gp.MANY", 5)
+        data = Dataset(torch.arange(18.0).view(9, 2), torch.arange(9.0), torch.arange(9.0) / 10)
+        kept = _thinned(data)
+        assert kept.y.tolist() == [0, 2, 4, 6, 8]
+        assert torch.equal(kept.X, data.X[::2])
+        assert torch.equal(kept.noise_std, data.noise_std[::2])
+
+    def test_so_many_and_no_more_are_all_looked_at(self, monkeypatch):
+        monkeypatch.setattr("surrogate.gp.MANY", 60)
+        data = noisy(60)
+        fitted = ExactGP().fit(data, generator=seeded())
+        monkeypatch.undo()
+        torch.testing.assert_close(
+            hyperparameters(fitted), hyperparameters(ExactGP().fit(data, generator=seeded())), rtol=0, atol=0
+        )
