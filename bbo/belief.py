@@ -43,8 +43,8 @@ class Belief:
                 f"{type(self.surrogate).__name__} has none; use DeepEnsemble"
             )
 
-    def fit(self, observed: Observations, seed: int, kl_coef: float = 1.0) -> Potential:
-        """Return what the round believes and wants, at this temperature.
+    def fit(self, observed: Observations, seed: int) -> Potential:
+        """Return what the round believes and wants, at a kl_coef of 1.
 
         Raises FitError when the surrogate cannot be fitted.
         """
@@ -58,9 +58,7 @@ class Belief:
                 observed.X, observed.is_feasible, generator=seeds.generator(seed, "feasibility")
             )
         noise_std = 0.0 if data.noise_std is None else data.noise_std.median().item()
-        return Potential(
-            surrogate, self.acquisition.given(data), kl_coef, y_mean, y_std, feasibility, noise_std
-        )
+        return Potential(surrogate, self.acquisition.given(data), 1.0, y_mean, y_std, feasibility, noise_std)
 
     def conditioned(
         self, surrogate: Surrogate, data: Dataset, pending: Float[Tensor, "m d"], seed: int

@@ -11,16 +11,21 @@ from torch import Tensor
 from smc.result import SMCResult
 
 
-def summarise(results: Sequence[SMCResult]) -> Mapping[str, object]:
-    """Return the round's sampling in a few JSON numbers."""
+def summarise(results: Sequence[SMCResult], *, is_shared: bool = True) -> Mapping[str, object]:
+    """Return the round's sampling in a few JSON numbers.
+
+    is_shared: whether all islands have one target, whose evidence they tell together. Otherwise `log_z` is the mean of
+        the living islands'.
+    """
     ess = torch.cat([r.trace.ess for r in results], dim=1)
     log_z = torch.cat([r.log_z for r in results])
     n_particles = results[0].log_w.shape[1]
+    pooled = log_z.logsumexp(0) - math.log(len(log_z))
     return {
         "n_islands": len(log_z),
         "n_particles": n_particles,
         "ess_share": float(ess.mean()) / n_particles,
-        "log_z": float(log_z.logsumexp(0)) - math.log(len(log_z)),
+        "log_z": float(pooled if is_shared else log_z[~torch.isneginf(log_z)].mean()),
         "n_bad": sum(int(r.trace.n_bad.sum()) for r in results),
     }
 

@@ -12,6 +12,9 @@ from itertools import groupby
 
 from bbo.ledger import Query
 
+MOST_OPTIMISTIC = 1.0
+"""Largest bonus of an island, in std, whose queries are held against the belief."""
+
 
 @dataclass(frozen=True)
 class Hindsight:
@@ -43,6 +46,8 @@ def in_hindsight(queries: Iterable[Query], objective: str) -> tuple[Hindsight, .
     predicted = [
         q for q in queries if q.predicted_std and q.evaluation is not None and "kl_coef" in q.provenance
     ]
+    # Who was after the std more than after the mean says little of how far the mean may be trusted.
+    predicted = [q for q in predicted if _number(q.provenance.get("beta", 0.0)) <= MOST_OPTIMISTIC]
     predicted.sort(key=lambda query: (query.round, query.slot))
     return tuple(
         _hindsight(number, list(batch), objective)

@@ -12,14 +12,15 @@ acquisition outweigh certain failure (measured: `docs/architecture.md`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from surrogate.acquisition import Acquisition, DiffersByIsland
+from surrogate.acquisition import Acquisition, Thompson
 from surrogate.base import Posterior, Surrogate
 from surrogate.feasibility import Feasibility
+from surrogate.randomized_ucb import IslandUCB
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,10 @@ class Potential:
             utility = utility + self.feasibility.log_probability(X)
         return utility / self.kl_coef
 
-    def common(self) -> Potential:
-        """Return what all islands want: this potential itself, unless each has an acquisition of its own."""
-        if isinstance(self.acquisition, DiffersByIsland):
-            return replace(self, acquisition=self.acquisition.common())
-        return self
-
-    def betas(self, island: Int[Tensor, " n"]) -> Float[Tensor, " n"] | None:
-        """Return by how many std each island is more optimistic than all; None where none is."""
-        return self.acquisition.betas(island) if isinstance(self.acquisition, DiffersByIsland) else None
+    @property
+    def is_shared(self) -> bool:
+        """Whether all islands want the same."""
+        return not isinstance(self.acquisition, IslandUCB | Thompson)
 
     def predicted(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return the belief about what each row's evaluation will say, in float64, on the scale of the outcomes: the

@@ -28,11 +28,11 @@ from smc.errors import NobodyLeftError
 from smc.result import SMCResult
 from smc.sampler import SamplerConfig
 from smc.tempering import Exponential
-from surrogate.acquisition import Acquisition
+from surrogate.acquisition import Acquisition, DiffersByIsland
 from surrogate.auto import Auto, AutoFeasibility
 from surrogate.base import SurrogateModel
 from surrogate.feasibility import FeasibilityModel
-from surrogate.randomized_ucb import RandomizedUCB
+from surrogate.randomized_ucb import IslandUCB, RandomizedUCB
 
 
 def steering_of(method: object) -> SteeredPrior | None:
@@ -88,15 +88,16 @@ class SteeredPrior:
         with stage("temper"):
             potential = self._tempered(potential, observed, executor, seed)
         requests = self._requests(seed)
+        asked = self._dealt(potential, seed)
         with stage("sample"):
-            shards = executor.sample(potential, requests)
+            shards = executor.sample(asked, requests)
         with stage("select"):
-            pool, common = Pool.of(shards, observed.designs), potential.common()
-            if common is not potential:  # what islands were sampled for cannot be compared
+            pool = Pool.of(shards, observed.designs)
+            if asked is not potential:  # what islands were sampled for cannot be compared
                 with torch.no_grad():
-                    pool = replace(pool, utility=common(pool.X, pool.island).double())
+                    pool = replace(pool, utility=potential(pool.X, pool.island).double())
             chosen = self.selection(
-                pool, n, self._believing(pool, common, observed, seed), seeds.generator(seed, "select")
+                pool, n, self._believing(pool, potential, observed, seed), seeds.generator(seed, "select")
             )
             if not chosen:
                 raise CampaignError(
@@ -104,42 +105,52 @@ class SteeredPrior:
                     "proposed before. Where designs are few, this campaign has seen them; what is left of its budget "
                     "stays unspent"
                 )
-            candidates = _steered(
-                pool, chosen, requests, [shard.result for shard in shards], potential, executor
-            )
-            return replace(
-                candidates, summary={**candidates.summary, "surrogate": self.belief.told(observed)}
-            )
+            candidates = _steered(pool, chosen, requests, [shard.result for shard in shards], asked, executor)
+            told = {"belief": digest(potential), "surrogate": self.belief.told(observed)}
+            return replace(candidates, summary={**told, **candidates.summary})
 
     def fit(self, observed: Observations, seed: int) -> Potential:
         """Return what the round believes and wants, at a kl_coef of 1 where it is to be found.
 
         Raises FitError when the surrogate cannot be fitted.
         """
-        return self.belief.fit(observed, seed, 1.0 if self.kl_coef == "auto" else self.kl_coef)
+        return replace(
+            self.belief.fit(observed, seed), kl_coef=1.0 if self.kl_coef == "auto" else self.kl_coef
+        )
 
     def _tempered(
         self, potential: Potential, observed: Observations, executor: Executor, seed: int
     ) -> Potential:
-        """Return the potential at the temperature that spends the KL budget on what all islands want, found with a
-        quarter of a shard's islands.
+        """Return the potential at the temperature that spends the KL budget, found with a quarter of a shard's islands.
+        Where islands differ, it is spent on the least that any of them wants.
 
         Outcomes that do not vary tell nothing to be followed: then there is no budget, and kl_coef is 1.
         """
         if self.kl_coef != "auto" or not observed.varies:
             return potential
-        common, n_islands = potential.common(), math.ceil(self.sampler.n_islands / 4)
+        acquisition, n_islands = potential.acquisition, math.ceil(self.sampler.n_islands / 4)
+        if isinstance(acquisition, DiffersByIsland):
+            acquisition = acquisition.greedy()
         request = SampleRequest(replace(self.sampler, n_islands=n_islands), seeds.derive(seed, "temper"))
 
         def measure(kl_coef: float) -> float:
             try:
-                shards = executor.sample(replace(common, kl_coef=kl_coef), [request])
+                shards = executor.sample(
+                    replace(potential, acquisition=acquisition, kl_coef=kl_coef), [request]
+                )
                 return kl_from_prior([shard.result for shard in shards])
             except NobodyLeftError:  # nobody is left: there is nothing of this target where the prior is
                 return math.inf
 
         nats = self.temperature.budget(len(observed.y), observed.rounds)
         return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
+
+    def _dealt(self, potential: Potential, seed: int) -> Potential:
+        """Return the potential that is sampled: the same, or one with an acquisition for each island."""
+        if not isinstance(potential.acquisition, DiffersByIsland):
+            return potential
+        n_islands, generator = self.sampler.n_islands * self.n_shards, seeds.generator(seed, "optimism")
+        return replace(potential, acquisition=potential.acquisition.dealt(n_islands, generator))
 
     def _believing(self, pool: Pool, potential: Potential, observed: Observations, seed: int) -> Believe:
         """Return how the utility of the pool changes with designs that are as good as observed."""
@@ -207,18 +218,16 @@ def _steered(
     with torch.no_grad():
         predicted = potential.predicted(X)
         log_p = None if potential.feasibility is None else potential.feasibility.log_probability(X).tolist()
-    betas = potential.betas(pool.island[chosen])
     for row, told in enumerate(provenance):
         told["kl_coef"] = potential.kl_coef
-        if betas is not None:
-            told["beta"] = float(betas[row])
+        if isinstance(potential.acquisition, IslandUCB):
+            told["beta"] = float(potential.acquisition.betas[pool.island[chosen[row]]])
         if log_p is not None:
             told["log_p_feasible"] = log_p[row]
     summary = {
-        "belief": digest(potential),
         "y_std": potential.y_std,
         "kl_coef": potential.kl_coef,
-        "kl_nats": kl_from_prior(results, is_shared=betas is None),
-        **summarise(results),
+        "kl_nats": kl_from_prior(results, is_shared=potential.is_shared),
+        **summarise(results, is_shared=potential.is_shared),
     }
     return Candidates(x0, executor.decode(x0), provenance, predicted, summary, traces(results))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
 from surrogate.base import Dataset, SupportsDraws, Surrogate
 from surrogate.errors import SurrogateError
@@ -38,16 +38,16 @@ class Acquisition(Protocol):
 
 @runtime_checkable
 class DiffersByIsland(Protocol):
-    """An acquisition of which every island has its own, by design and not by chance."""
+    """An acquisition that islands share out among them. As it is, it is one for all: what their designs are compared
+    by.
+    """
 
-    def common(self) -> Acquisition:
-        """Return one for all islands: what the temperature is found for and designs of different islands are compared
-        by.
-        """
+    def greedy(self) -> Acquisition:
+        """Return the least optimistic share: what the temperature of all is found for."""
         ...
 
-    def betas(self, island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return how many std of the belief each island adds to the common one."""
+    def dealt(self, n_islands: int, generator: Generator) -> Acquisition:
+        """Return an acquisition with a share for each of so many islands."""
         ...
 
 
@@ -131,7 +131,7 @@ class GrowingUCB:
     ) -> Float[Tensor, " n"]:
         """Raise SurrogateError: only `given` knows beta."""
         del surrogate, X, island
-        raise SurrogateError(WITHOUT_DATA.format(type(self).__name__))
+        raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ class DecayingUCB:
     ) -> Float[Tensor, " n"]:
         """Raise SurrogateError: only `given` knows beta."""
         del surrogate, X, island
-        raise SurrogateError(WITHOUT_DATA.format(type(self).__name__))
+        raise SurrogateError(_WITHOUT_DATA.format(type(self).__name__))
 
 
-WITHOUT_DATA = "the beta of {} depends on the number of observations: call given(data) with them first"
+_WITHOUT_DATA = "the beta of {} depends on the number of observations: call given(data) with them first"
 
 
 @dataclass(frozen=True)

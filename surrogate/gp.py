@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from botorch.exceptions.warnings import OptimizationWarning
@@ -72,7 +72,8 @@ class ExactGP:
     scales_features: bool = True
     """Whether features are scaled by their own spread first; otherwise a std of 1 is taken to be right."""
     max_refit_iterations: int = 5
-    """Most iterations of a refit, which starts from hyperparameters that fitted most of the data; 0 keeps them."""
+    """Most iterations of a refit, which starts from hyperparameters that fitted most of the data; 0 keeps them. So does
+    the fit to more than `MANY`."""
 
     def __post_init__(self) -> None:
         if self.max_iterations < 1:
@@ -105,7 +106,8 @@ class ExactGP:
         if len(data) < 2:
             raise FitError(f"a Gaussian process needs at least 2 observations, got {len(data)}")
         if start is None and len(data) > MANY:
-            start, n_iterations = self._fitted(_thinned(data), None, n_iterations), self.max_refit_iterations
+            start = self._fitted(_thinned(data), None, n_iterations)
+            n_iterations = self.max_refit_iterations
         x_scale, y_scale = Standardize.of(data.X), Standardize.of(data.y)
         y_std = y_scale.std.item()
         # A uniform distribution with this std has this width.
@@ -131,14 +133,8 @@ class ExactGP:
 
 
 def _thinned(data: Dataset) -> Dataset:
-    """Return `MANY` observations, evenly spaced in the order they were made."""
-    rows = torch.linspace(0, len(data) - 1, MANY).round().long()
-    return replace(
-        data,
-        X=data.X[rows],
-        y=data.y[rows],
-        noise_std=None if data.noise_std is None else data.noise_std[rows],
-    )
+    """Return `MANY` observations, evenly spaced among all when these are sorted, in whatever order they come."""
+    return data.ordered().rows(torch.linspace(0, len(data) - 1, MANY).round().long())
 
 
 def _described(kernel: Kernel, d: int) -> str:

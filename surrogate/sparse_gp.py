@@ -35,12 +35,13 @@ class SparseGP:
     """Recipe of a sparse GP. Its cost grows with n·m² + m³; the posterior's is that of an exact GP on m rows.
 
     The inducing points are a random subset of the observations, and an exact GP on that subset decides the
-    hyperparameters. So U is dense where the campaign is, and the noise is learnt without the bias that the
-    approximation has. Both were chosen by measurement (`experiments/benchmarks/README.md`): points spread out
-    by the largest remaining variance or by k-means++ gave no better held-out likelihood. Training all of it by
-    gradients was slow: GPyTorch's SVGP with m = 256 took 45 s over 60 epochs for a held-out negative log-likelihood
-    of -0.076, where this closed form with as many points had -0.151 after about 2 s. 20 iterations of its SGPR took
-    43 s for 2000 observations, on a machine that was busy otherwise; how well it predicts was not measured.
+    hyperparameters (of more than 512 points: from 512, then corrected by all, as `ExactGP` does). So U is dense where
+    the campaign is, and the noise is learnt without the bias that the approximation has. Both were chosen by
+    measurement (`experiments/benchmarks/README.md`): points spread out by the largest remaining variance or by
+    k-means++ gave no better held-out likelihood. Training all of it by gradients was slow: GPyTorch's SVGP with m = 256
+    took 45 s over 60 epochs for a held-out negative log-likelihood of -0.076, where this closed form with as many
+    points had -0.151 after about 2 s. 20 iterations of its SGPR took 43 s for 2000 observations, on a machine that was
+    busy otherwise; how well it predicts was not measured.
 
     Up to n_inducing observations nothing is left out, and this is the exact GP.
     """

@@ -31,7 +31,7 @@ class BestOfN:
     """
 
     belief: Belief = Belief(acquisition=DecayingUCB())  # noqa: RUF009
-    """What says what is good; of an acquisition that differs by island, what all islands have in common."""
+    """What says what is good."""
     n_samples: int = 1024
     """Prior samples a round. A chain of T steps costs n_samples · T passes forward through the network, none back."""
     selection: Selection = Best()  # noqa: RUF009
@@ -62,7 +62,7 @@ class BestOfN:
             shards = executor.sample(None, [request])
         with stage("select"), torch.no_grad():
             pool = Pool.of(shards, observed.designs)
-            pool = replace(pool, utility=potential.common()(pool.X, pool.island).double())
+            pool = replace(pool, utility=potential(pool.X, pool.island).double())
             chosen = self.selection(pool, n, lambda _: pool.utility, seeds.generator(seed, "select"))
             x0 = shards[0].result.x0[[pool.picks[place].row for place in chosen]]
             return Candidates(

@@ -75,7 +75,7 @@ class DASOnline:
         if len(observed.y) < 2:
             return from_prior(executor, n, seed, stage, self.sampler.max_batch)
         with stage("fit"):
-            potential = self.belief.fit(observed, seed, self.kl_coef)
+            potential = replace(self.belief.fit(observed, seed), kl_coef=self.kl_coef)
         request = SampleRequest(replace(self.sampler, n_islands=n), seeds.derive(seed, "sample", 0))
         with stage("sample"):
             try:

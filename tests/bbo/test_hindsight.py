@@ -1,6 +1,7 @@
 """What rounds predicted, held against the answers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -81,3 +82,15 @@ def test_a_round_of_failures_has_no_error_and_another_objective_none_either():
 )
 def test_over_optimistic_are_outcomes_below_and_failures_above_what_was_expected(seen, is_over_optimistic):
     assert seen.is_over_optimistic is is_over_optimistic
+
+
+def test_those_who_were_after_the_unknown_are_not_what_the_belief_is_judged_by():
+    """The others fell short by two stds; what two explorers came to does not make up for it."""
+    greedy = replace(query(answer=Evaluation.of(6.0)), provenance={**query().provenance, "beta": 0.1})
+    explorers = [
+        replace(query(slot=i, answer=Evaluation.of(10.0)), provenance={**query().provenance, "beta": 1.5})
+        for i in (1, 2)
+    ]
+    (seen,) = in_hindsight([greedy, *explorers], "value")
+    assert (seen.n, seen.mean_error) == (1, -2.0)
+    assert in_hindsight(explorers, "value") == ()

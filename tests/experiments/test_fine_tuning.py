@@ -9,6 +9,7 @@ import torch
 from torch import Generator
 from torch.distributions import Normal
 
+from bbo.belief import Belief
 from bbo.campaign import Campaign
 from bbo.errors import CampaignError, ConfigError
 from bbo.executor import LocalExecutor
@@ -236,10 +237,6 @@ class TestSEIKO:
         assert far == pytest.approx(near, rel=1e-4)
         assert far > 0
         assert summary["utility"] > 0
-
-    def test_the_temperature_of_the_belief_plays_no_part(self, runs):
-        cold = replace(SEIKO_QUICK, belief=replace(BELIEF, kl_coef=0.01))
-        assert torch.equal(runs(cold, gaussian_prior)[0], runs(SEIKO_QUICK, gaussian_prior)[0])
 
     def test_bootstrap_is_another_belief(self):
         method = seiko_bootstrap(n_members=3, kl_pretrained=0.5, weights="adapter")
