@@ -103,7 +103,7 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
 
 def _optimism(beta: object) -> str:
     """Return how optimistic the query's island was."""
-    return f"; its island added {beta:.3g} std" if isinstance(beta, float) else ""
+    return f"; its island looked for mean + {beta:.3g} std" if isinstance(beta, float) else ""
 
 
 def _prompt(ledger: Ledger, provenance: Mapping[str, object]) -> str:

@@ -278,6 +278,7 @@ def test_the_story_of_a_query(tmp_path):
     assert told["surrogate"] == record.summary["surrogate"]
     assert f"{record.summary['kl_coef']:.4g}" in told["tilt"]
     assert f"{record.summary['kl_nats']:.4g}" in told["tilt"]
+    assert told["tilt"].endswith(f"; its island looked for mean + {steered.provenance['beta']:.3g} std")
     assert "torch" in told["versions"]
     assert f"{steered.evaluation.outcomes['value']:.9g}" == told["value"]
     with Ledger.open(tmp_path) as ledger, pytest.raises(LedgerError, match="got 99"):
