@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,26 +51,37 @@ def run(
         raise typer.Exit(130) from None
     for done in refused:
         typer.echo(f"\n{done.job} was not finished: {done.refusal}", err=True)
-    typer.echo(f"\nbbo compare report {suite}   writes the report")
+    command = shlex.join(["bbo", "compare", "report", str(suite), *(overrides or [])])
+    typer.echo(f"\n{command}   writes the report")
     if refused:
         raise typer.Exit(1)
 
 
 @app.command()
 def check(suite: SuiteFile, overrides: Overrides = None) -> None:
-    """Check a suite file and build its parts. Nothing is written or spent."""
+    """Check a suite file, build its parts, and hold finished campaigns against it. Nothing is written or spent."""
+    from experiments.compare.running import waiting
     from experiments.compare.suite import load_suite
 
     loaded = load_suite(suite, overrides or [])
-    settings = loaded.settings
-    n_queries = settings.budget * len(loaded.jobs)
+    settings, n_all = loaded.settings, len(loaded.jobs)
+    n_finished = n_all - len(waiting(loaded))
+    told = {
+        "problems": ", ".join(loaded.problem_names),
+        "methods": ", ".join(loaded.method_names),
+        "campaigns": f"{n_all}, seeds 0 to {settings.n_seeds - 1}; {n_finished} of them finished",
+        "queries": f"{settings.budget} each, in batches of {settings.batch_size}: {settings.budget * n_all:,} in all",
+        "in": str(settings.directory.resolve()),
+    }
     typer.echo(f"{suite} is fine")
-    typer.echo(f"  problems   {', '.join(loaded.problem_names)}")
-    typer.echo(f"  methods    {', '.join(loaded.method_names)}")
-    typer.echo(
-        f"  campaigns  {len(loaded.jobs)} in {settings.directory}, {settings.n_seeds} seeds each; "
-        f"{settings.budget} queries in batches of {settings.batch_size}: {n_queries:,} in all"
-    )
+    for name, value in told.items():
+        typer.echo(textwrap.fill(value, 79, initial_indent=f"  {name:<11s}", subsequent_indent=" " * 13))
+    if settings.budget <= settings.batch_size:
+        typer.echo(
+            "All of it is the first batch, which is the same for every method: raise suite.budget, or lower\n"
+            "suite.batch_size, to compare them.",
+            err=True,
+        )
 
 
 @app.command()
@@ -107,6 +120,10 @@ def report(
         written = write_report(directory, out, problems=suite.problems, jobs=suite.jobs, ours=ours, say=say)
     for path in (written.page, *written.files):
         typer.echo(str(path))
+    if written.n_missing:
+        typer.echo(
+            f"not counted: {written.n_missing} campaigns that are not finished; the page lists them", err=True
+        )
 
 
 def _line(i: int, n: int, done: Done) -> str:

@@ -59,6 +59,13 @@ class Comparison:
     own name. One that gave up is finished: what it did not query are queries without an outcome."""
     records: Mapping[Job, Record]
 
+    def type_of(self, method: str) -> str:
+        """Return what kind of method goes by this name: "steered_prior" for ours, for others their module."""
+        config = next(record.config for job, record in self.records.items() if job.method == method)
+        recorded = config["method"]
+        metered = recorded.get("method", recorded)  # around every method of a suite is a meter
+        return str(metered["type"]).split(":")[0].split(".")[-1]
+
     def only(self, jobs: Sequence[Job]) -> Comparison:
         """Return the comparison of these campaigns alone, as far as they are there."""
         kept = {(job.problem, job.method, job.seed) for job in jobs}
@@ -133,6 +140,7 @@ def _campaign(job: Job, root: Path) -> tuple[pd.DataFrame, dict[str, object], Re
         "is_finished": len(table) >= budget,
         "gave_up": gave_up,
         "n_feasible": int(table["is_feasible"].sum()),
+        "n_in_doubt": sum(query.state is QueryState.IN_DOUBT for query in spent),
         "best": math.nan if last is None else float(last["best"]),
         **{cost: math.nan if last is None else float(last[cost]) for cost in COST},
         "uid": uid,

@@ -7,6 +7,8 @@ command may be given as often as one likes.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,7 @@ from bbo.config.describe import check_same
 from bbo.errors import BboError, CampaignError
 from bbo.ledger import Ledger
 from bbo.opening import described
+from bbo.settings import InDoubt
 from experiments.compare.metering import Metered, Passes, counted
 from experiments.compare.reading import GAVE_UP
 from experiments.compare.suite import Job, Suite, load_suite
@@ -76,7 +79,8 @@ def run_all(path: Path, overrides: Sequence[str], jobs: Sequence[Job], n_process
     dies, for want of memory for example; what it had paid for is written down.
     """
     # No max_tasks_per_child: in Python 3.11 an executor whose workers have all retired waits for ever.
-    pool = ProcessPoolExecutor(n_processes, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_end_with_parent)
     left = iter(jobs)
 
     def begun(n: int) -> set[Future[Done]]:
@@ -103,13 +107,29 @@ def run_one(path: Path, overrides: Sequence[str], job: Job) -> Done:
     torch.set_num_threads(1)  # one core each: more threads on a busy machine are slower by far
     began = time.perf_counter()
     best, refusal = None, None
-    try:
-        best = _run(load_suite(path, overrides, only=job), job)
-    except (
-        Exception
-    ) as error:  # a method's, an oracle's, a library's: it must not take the other campaigns with it
-        refusal = _told(error)
+    with _BUSY:
+        try:
+            best = _run(load_suite(path, overrides, only=job), job)
+        except Exception as error:  # whoever's: it must not take the other campaigns with it
+            refusal = _told(error)
     return Done(job, best, time.perf_counter() - began, refusal)
+
+
+_BUSY = threading.Lock()
+"""Held by a process while it runs a campaign."""
+
+
+def _end_with_parent() -> None:
+    """Let this process end after its campaign when its parent has died: a pool's processes wait for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait_and_end() -> None:
+        assert parent is not None  # processes of a pool have one
+        parent.join()
+        with _BUSY:
+            os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def _told(error: Exception) -> str:
@@ -136,6 +156,7 @@ def _run(suite: Suite, job: Job) -> float | None:
         batch_size=settings.batch_size,
         seed=settings.seed,
         objective=settings.objective,
+        in_doubt=InDoubt.RETRY if problem.oracle.is_idempotent else InDoubt.COUNT_AS_SPENT,
     ) as campaign:
         (directory / GAVE_UP).unlink(missing_ok=True)
         try:

@@ -34,6 +34,12 @@ def slow(design):
     import time
     time.sleep(0.05)
     return float(design[0])
+
+def stopped(design):
+    import pathlib
+    if design[0] > 0 and pathlib.Path(__file__).with_name("stop").exists():
+        raise KeyboardInterrupt
+    return float(design[0])
 """
 
 
@@ -251,9 +257,79 @@ class TestRunning:
         assert result.exit_code == 0, result.output
         assert waiting(load_suite(path)) == []
 
+    def test_processes_end_when_the_one_that_began_them_is_killed(self, folder):
+        problems = yaml.safe_load(written(folder).read_text())["problems"]
+        problems["mine"]["oracle"]["function"] = "lab.py:slow"
+        path = written(folder, problems=problems)
+        command = [sys.executable, "-c", "from bbo.cli import main; main()", "compare", "run", str(path)]
+        started = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not list((folder / "runs").glob("*/*/*/ledger.sqlite")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started.kill()
+        started.wait()
+        while _is_anybody_left(started.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
-def test_check_tells_what_would_be_paid(folder):
-    result = run("check", written(folder))
-    assert "32 in all" in result.output
-    assert result.exit_code == 0
-    assert not (folder / "runs").exists()
+    @pytest.mark.parametrize("is_idempotent", [True, False])
+    def test_a_query_that_was_under_way_is_asked_again_where_that_costs_nothing(self, folder, is_idempotent):
+        problems = yaml.safe_load(written(folder).read_text())["problems"]
+        problems["mine"]["oracle"] = {
+            "type": "function", "function": "lab.py:stopped", "is_idempotent": is_idempotent,
+        }  # fmt: skip
+        path, job = written(folder, problems=problems), Job(0, "mine", "prior")
+        (folder / "stop").touch()
+        with pytest.raises(KeyboardInterrupt):
+            run_one(path, (), job)
+        (folder / "stop").unlink()
+        assert run_one(path, (), job).refusal is None
+        found = read(folder / "runs")
+        assert found.campaigns["n_in_doubt"].tolist() == [0 if is_idempotent else 1]
+        assert found.queries["value"].notna().sum() == (8 if is_idempotent else 7)
+
+    def test_the_last_line_is_the_next_command(self, folder):
+        path = written(folder)
+        result = run("run", path, "suite.n_seeds=1", "suite.budget=4", "--processes", 1)
+        assert (
+            f"bbo compare report {path} suite.n_seeds=1 suite.budget=4   writes the report" in result.output
+        )
+
+    def test_the_report_says_how_many_campaigns_it_does_not_count(self, folder):
+        path = written(folder)
+        run("run", path, "suite.n_seeds=1", "--processes", 1)
+        assert "not counted: 2 campaigns that are not finished" in run("report", path).output
+        assert "not counted" not in run("report", path, "suite.n_seeds=1").output
+
+
+def _is_anybody_left(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class TestCheck:
+    def test_tells_what_would_be_paid_and_where(self, folder):
+        result = run("check", written(folder))
+        assert "32 in all" in result.output
+        assert "4, seeds 0 to 1; 0 of them finished" in result.output
+        assert str(folder / "runs") in result.output.replace("\n             ", "")
+        assert result.exit_code == 0
+        assert not (folder / "runs").exists()
+
+    def test_holds_finished_campaigns_against_the_suite(self, folder):
+        run("run", written(folder), "--processes", 1)
+        assert "4 of them finished" in run("check", written(folder)).output
+        result = run("check", written(folder), "methods.few.n_samples=32")
+        assert isinstance(result.exception, ConfigMismatchError)
+
+    def test_warns_of_a_budget_that_compares_nothing(self, folder):
+        assert "the same for every method" in run("check", written(folder), "suite.budget=4").output
+        assert "the same for every method" not in run("check", written(folder)).output
+
+    def test_fits_into_80_columns(self, folder):
+        methods = {name: {"type": name} for name in METHODS}
+        result = run("check", written(folder, methods=methods))
+        assert max(map(len, result.output.splitlines()[1:])) <= 80

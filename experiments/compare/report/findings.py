@@ -70,7 +70,7 @@ def gather(
         progress=[progress(contest) for contest in found],
         batches=[batches(contest) for contest in found],
         together=None if overall is None else together(overall),
-        styles=styles(present, ours),
+        styles=styles({name: comparison.type_of(name) for name in present}, ours),
         ours=ours,
         missing=_missing(comparison, jobs),
         unfinished=[

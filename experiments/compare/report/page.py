@@ -120,6 +120,12 @@ def _notes(found: Findings) -> str:
             f"{row['problem']}/{row['method']}/seed-{row['seed']} gave up, and counts with what it had found: "
             f"{row['gave_up']}"
         )
+    doubts = found.comparison.campaigns[found.comparison.campaigns["n_in_doubt"] > 0]
+    for row in doubts.to_dict("records"):
+        notes.append(
+            f"{row['problem']}/{row['method']}/seed-{row['seed']} was interrupted: {count(row['n_in_doubt'], 'query')} "
+            "may have been paid and never came back, and counts as spent without an outcome."
+        )
     if found.missing:
         notes.append(f"Not begun: {listed([str(job) for job in found.missing], 24)}.")
     finished = found.comparison.campaigns[found.comparison.campaigns["is_finished"]]

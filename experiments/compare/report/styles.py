@@ -1,12 +1,13 @@
 """How methods look: a family has a colour, its members have dashes, and ours stands out.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart. A method belongs to the family whose
-member its name begins with: `seiko_bootstrap` looks like `seiko`, dashed. Names that no family knows are grey.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. A method belongs to the family that has a
+member of its type, whatever its name in the suite; `ours` with other settings are a family of their own. Types that no
+family knows are grey.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -20,19 +21,20 @@ class Family:
     title: str
     colour: str
     members: tuple[str, ...]
-    """How their names begin."""
+    """Their types, as ledgers have them: the module of each."""
 
 
 FAMILIES = (
-    Family("framework", "#0072b2", ("ours",)),
+    Family("framework", "#0072b2", ()),
+    Family("variants of it", "#5b4bb5", ("steered_prior",)),
     Family("our surrogate", "#009e73", ("best_of_n", "guidance", "gaussian")),
-    Family("DAS, online", "#cc79a7", ("das",)),
+    Family("DAS, online", "#cc79a7", ("das_online",)),
     Family("fine-tuning", "#d55e00", ("seiko", "ddpo", "draft")),
     Family("Bayesian opt.", "#56b4e9", ("turbo", "log_ei")),
     Family("evolution", "#c98f00", ("cma_es",)),
     Family("no learning", "#6b7684", ("prior",)),
 )
-OTHERS = Family("others", "#9aa3ad", ("",))
+OTHERS = Family("others", "#9aa3ad", ())
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,18 @@ class Style:
         return f"rgba({red}, {green}, {blue}, {0.2 if self.is_ours else 0.12})"
 
 
-def styles(methods: Sequence[str], ours: str) -> dict[str, Style]:
+def styles(types: Mapping[str, str], ours: str) -> dict[str, Style]:
     """Return the style of each method, family by family; members of one family differ in their dashes.
 
-    ours: the method that stands out, in the colour of this framework whatever its name is.
+    types: method → type. ours: the method that stands out, in the colour of this framework whatever its type is.
     """
     members: dict[Family, list[str]] = {family: [] for family in (*FAMILIES, OTHERS)}
-    for method in methods:
-        members[FAMILIES[0] if method == ours else _family(method)].append(method)
+    for method, kind in types.items():
+        members[FAMILIES[0] if method == ours else _family(kind)].append(method)
     return {
         method: Style(family, DASHES[place % len(DASHES)], method == ours)
         for family, of_family in members.items()
-        for place, method in enumerate(sorted(of_family, key=lambda name: name != ours))
+        for place, method in enumerate(of_family)
     }
 
 
@@ -79,5 +81,5 @@ def by_family(found: Mapping[str, Style]) -> dict[Family, list[str]]:
     return members
 
 
-def _family(method: str) -> Family:
-    return next((family for family in FAMILIES if method.startswith(family.members)), OTHERS)
+def _family(kind: str) -> Family:
+    return next((family for family in FAMILIES if kind in family.members), OTHERS)

@@ -32,6 +32,8 @@ class Written:
     page: Path
     files: Sequence[Path]
     """Picture and tables."""
+    n_missing: int
+    """Campaigns that are not finished, or not begun: none of it counts them."""
 
 
 def write_report(
@@ -70,7 +72,7 @@ def write_report(
         path.write_text(page(found), encoding="utf-8", errors="replace", newline="\n")
     except OSError as error:
         raise ReportError(f"cannot write the report to {folder}: {error}; name another folder") from error
-    return Written(path, files)
+    return Written(path, files, len(found.unfinished) + len(found.missing))
 
 
 def _pictured(found: Findings) -> list[Panel]:

@@ -40,6 +40,7 @@ def compared(values, batch_size=2, budget=None, cost=10.0):
                 "n_queries": len(run),
                 "is_finished": len(run) >= (budget or len(run)),
                 "gave_up": "",
+                "n_in_doubt": 0,
                 "n_feasible": int((~np.isnan(run)).sum()),
                 "best": table["best"].iloc[-1] if len(run) else np.nan,
                 "network_evaluations": table["network_evaluations"].iloc[-1] if len(run) else np.nan,

@@ -231,18 +231,23 @@ class TestPanels:
 
 class TestStyles:
     def test_families_have_colours_and_members_dashes(self):
-        found = styles(["prior", "seiko", "seiko_bootstrap", "mine", "ours", "ddpo", "other"], "ours")
-        assert list(found) == ["ours", "seiko", "seiko_bootstrap", "ddpo", "prior", "mine", "other"]
-        assert found["seiko"].colour == found["ddpo"].colour != found["ours"].colour
-        assert [found[name].dash for name in ("seiko", "seiko_bootstrap", "ddpo")] == list(DASHES[:3])
+        types = {
+            "prior": "prior", "a": "seiko", "b": "seiko", "mine": "lab", "ours": "steered_prior", "c": "ddpo",
+            "greedy": "steered_prior",
+        }  # fmt: skip
+        found = styles(types, "ours")
+        assert list(found) == ["ours", "greedy", "a", "b", "c", "prior", "mine"]
+        assert found["a"].colour == found["c"].colour != found["ours"].colour
+        assert [found[name].dash for name in ("a", "b", "c")] == list(DASHES[:3])
+        assert found["greedy"].family is FAMILIES[1]
         assert found["mine"].family is OTHERS
         assert found["ours"].is_ours
         assert found["ours"].band == "rgba(0, 114, 178, 0.2)"
 
     def test_whatever_stands_out_has_the_colour_of_the_framework(self):
-        found = styles(["turbo", "ours", "prior"], "turbo")
-        assert found["turbo"].family is found["ours"].family is FAMILIES[0]
-        assert (found["turbo"].dash, found["ours"].dash) == (DASHES[0], DASHES[1])
+        found = styles({"turbo": "turbo", "ours": "steered_prior"}, "turbo")
+        assert found["turbo"].family is FAMILIES[0]
+        assert found["turbo"].is_ours
         assert not found["ours"].is_ours
 
     def test_families_are_told_apart(self):
