@@ -22,11 +22,13 @@ class Family:
     colour: str
     members: tuple[str, ...]
     """Their types, as ledgers have them: the module of each."""
+    more_colours: tuple[str, ...] = ()
+    """For members beyond as many as there are dashes."""
 
 
 FAMILIES = (
     Family("framework", "#0072b2", ()),
-    Family("variants of it", "#5b4bb5", ("steered_prior",)),
+    Family("variants of it", "#5b4bb5", ("steered_prior",), ("#b5477f", "#2f8a96")),
     Family("our surrogate", "#009e73", ("best_of_n", "guidance", "gaussian")),
     Family("DAS, online", "#cc79a7", ("das_online",)),
     Family("fine-tuning", "#d55e00", ("seiko", "ddpo", "draft")),
@@ -45,11 +47,8 @@ class Style:
     dash: str
     """One of DASHES."""
     is_ours: bool
-
-    @property
-    def colour(self) -> str:
-        """Of its family."""
-        return self.family.colour
+    colour: str
+    """One of its family's."""
 
     @property
     def band(self) -> str:
@@ -67,7 +66,7 @@ def styles(types: Mapping[str, str], ours: str) -> dict[str, Style]:
     for method, kind in types.items():
         members[FAMILIES[0] if method == ours else _family(kind)].append(method)
     return {
-        method: Style(family, DASHES[place % len(DASHES)], method == ours)
+        method: Style(family, DASHES[place % len(DASHES)], method == ours, _colour(family, place))
         for family, of_family in members.items()
         for place, method in enumerate(of_family)
     }
@@ -79,6 +78,11 @@ def by_family(found: Mapping[str, Style]) -> dict[Family, list[str]]:
     for method, style in found.items():
         members.setdefault(style.family, []).append(method)
     return members
+
+
+def _colour(family: Family, place: int) -> str:
+    colours = (family.colour, *family.more_colours)
+    return colours[place // len(DASHES) % len(colours)]
 
 
 def _family(kind: str) -> Family:

@@ -244,6 +244,10 @@ class TestStyles:
         assert found["ours"].is_ours
         assert found["ours"].band == "rgba(0, 114, 178, 0.2)"
 
+    def test_many_variants_of_ours_have_more_colours(self):
+        found = styles({f"v{i}": "steered_prior" for i in range(15)} | {"ours": "steered_prior"}, "ours")
+        assert len({(style.colour, style.dash) for style in found.values()}) == 16
+
     def test_whatever_stands_out_has_the_colour_of_the_framework(self):
         found = styles({"turbo": "turbo", "ours": "steered_prior"}, "turbo")
         assert found["turbo"].family is FAMILIES[0]
