@@ -60,12 +60,20 @@ def _lines(model: type[BaseModel], mistakes: Sequence[Any]) -> list[str]:
     for path, known, mistake in located:
         # Where a word or something else may stand, only what is nearer to what was written helps.
         is_about_words = mistake["type"] == "literal_error"
-        alternatives = {other["type"] == "literal_error" for place, _, other in located if place == path}
+        others = [other for place, _, other in located if place == path and other is not mistake]
+        alternatives = {other["type"] == "literal_error" for other in (mistake, *others)}
         if len(alternatives) == 2 and is_about_words != isinstance(mistake.get("input"), str):
             continue
         if path.split(".")[-1] == "oracle":
             known = [*known, *plugins.installed()]
-        lines.append(f"  {path}: {_said(mistake, known)}")
+        said = _said(mistake, known)
+        if (
+            is_about_words
+            and "known are" in said
+            and any("float" in str(other["loc"][-1]) for other in others)
+        ):
+            said += ", or a number"
+        lines.append(f"  {path}: {said}")
     return sorted(set(lines))
 
 

@@ -266,9 +266,10 @@ def test_without_an_encoder_features_are_standardised(tmp_path, prior_file):
 
 
 def test_a_temperature_that_is_neither_a_number_nor_auto(tmp_path, prior_file):
-    with pytest.raises(ConfigError) as caught:
-        load_plan(written(tmp_path, prior_file, "method: {kl_coef: aut}"))
-    assert "method.kl_coef: unknown value 'aut'; did you mean 'auto'?" in str(caught.value)
+    for word, told in (("aut", "did you mean 'auto'?"), ("warm", "known are auto, or a number")):
+        with pytest.raises(ConfigError) as caught:
+            load_plan(written(tmp_path, prior_file, f"method: {{kl_coef: {word}}}"))
+        assert str(caught.value).endswith(f"method.kl_coef: unknown value {word!r}; {told}")
 
 
 def test_a_bad_word_hides_no_mistake_beside_it(tmp_path, prior_file):
