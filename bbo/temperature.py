@@ -122,7 +122,7 @@ def kl_from_prior(results: Sequence[SMCResult], *, is_shared: bool = True) -> fl
 
     is_shared: whether all islands have one target. Then they count together and weigh by their evidence, like in
         `SMCResult.draw_pooled`. Otherwise each that lives tells of its own, and their mean is returned. Of one and the
-        same target the two differ by a fifth or so: there all islands count alike, whatever they found.
+        same target the two differ, by up to a third: there all islands count alike, whatever they found.
     """
     log_z = torch.cat([result.log_z for result in results]).double()
     log_psi = torch.cat([result.log_psi for result in results]).double()
