@@ -84,6 +84,11 @@ class Contest:
         """Queries of a batch, the first one too."""
         return next(iter(self.methods.values())).batch_size
 
+    @property
+    def highest(self) -> float:
+        """The highest value that any run found; -inf where none is feasible."""
+        return float(max(runs.final.max() for runs in self.methods.values()))
+
     @cached_property
     def scale(self) -> tuple[float, float] | None:
         """What is 0 and 1 of the normalised value; None where no method's median gains on the first batch."""

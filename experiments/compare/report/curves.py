@@ -34,6 +34,10 @@ def curves(panels: Sequence[Panel], styles: Mapping[str, Style], ours: str) -> s
             figure.add_trace(_line(panel, method, style, column == 1), **place)
             is_band += [True, False]
             is_emphasised += [method in emphasised, True]
+        if panel.optimum is not None:
+            figure.add_hline(
+                panel.optimum, row=1, col=column, line={"color": MUTED, "width": 1, "dash": "dot"}
+            )
         figure.update_yaxes(title_text=panel.y_title, range=span(panel, emphasised), row=1, col=column)
         figure.update_xaxes(
             title_text="queries", range=[0, panel.x[-1]], tickvals=panel.ticks, row=1, col=column

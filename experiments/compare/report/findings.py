@@ -60,6 +60,7 @@ def gather(
         )
     table = summary(found, comparison, measures)
     overall = Overall.of(found)
+    optima = {name: problem.optimum for name, problem in problems.items()}
     methods = list(dict.fromkeys([*method_names, *(name for contest in found for name in contest.methods)]))
     present = [name for name in methods if any(name in contest.methods for contest in found)]
     return Findings(
@@ -67,7 +68,7 @@ def gather(
         found,
         overall,
         table,
-        progress=[progress(contest) for contest in found],
+        progress=[progress(contest, optima.get(contest.problem)) for contest in found],
         batches=[batches(contest) for contest in found],
         together=None if overall is None else together(overall),
         styles=styles({name: comparison.type_of(name) for name in present}, ours),

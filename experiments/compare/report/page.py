@@ -35,6 +35,8 @@ th, td { padding-left: 12px; }
 .plot { height: 510px; }
 .ours td { font-weight: 650; color: var(--accent); }
 </style>"""
+_ROUNDING = 1e-9
+"""What a value may lie above the optimum, as a share of it, and still be the optimum."""
 _ABOUT = f"""
 Curves and final values are interquartile means over seeds (the middle half of the runs) with stratified bootstrap
 95 % bands, runs drawn anew within each problem (Agarwal et al. 2021, arXiv 2108.13264). A run that has found nothing
@@ -115,11 +117,10 @@ def _notes(found: Findings) -> str:
     if found.unfinished:
         notes.append(f"Not finished, and not counted: {listed(found.unfinished, 24)}.")
     gave_up = found.comparison.campaigns[found.comparison.campaigns["gave_up"] != ""]
-    for row in gave_up.to_dict("records"):
-        notes.append(
-            f"{row['problem']}/{row['method']}/seed-{row['seed']} gave up, and counts with what it had found: "
-            f"{row['gave_up']}"
-        )
+    for reason, rows in gave_up.groupby("gave_up", sort=False):
+        names = [f"{row['problem']}/{row['method']}/seed-{row['seed']}" for row in rows.to_dict("records")]
+        counts = "counts with what it" if len(names) == 1 else "count with what they"
+        notes.append(f"{listed(names, 24)} gave up, and {counts} had found: {reason}")
     doubts = found.comparison.campaigns[found.comparison.campaigns["n_in_doubt"] > 0]
     for row in doubts.to_dict("records"):
         notes.append(
@@ -129,7 +130,7 @@ def _notes(found: Findings) -> str:
     if found.missing:
         notes.append(f"Not begun: {listed([str(job) for job in found.missing], 24)}.")
     finished = found.comparison.campaigns[found.comparison.campaigns["is_finished"]]
-    for contest in found.contests:
+    for contest, panel in zip(found.contests, found.progress, strict=True):
         longest = int(finished.loc[finished["problem"] == contest.problem, "n_queries"].max())
         if longest > contest.n_queries:
             notes.append(
@@ -144,6 +145,11 @@ def _notes(found: Findings) -> str:
         if contest.scale is None:
             notes.append(
                 f"{contest.problem}: no method's median gains on the first batch; it has no normalised value."
+            )
+        if panel.optimum is not None and contest.highest > panel.optimum + _ROUNDING * abs(panel.optimum):
+            notes.append(
+                f"{contest.problem}: {contest.highest:.6g} was found, which is above the optimum that its problem "
+                f"names, {panel.optimum:.6g}."
             )
     told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     about = "".join(f"<p>{escape(part)}</p>" for part in _ABOUT.strip().split("\n\n"))
@@ -174,6 +180,8 @@ def _problem(found: Findings, place: int) -> str:
     if contest.scale is not None:
         zero, one = contest.scale
         about += f" Normalised 0 is {zero:.4g}, 1 is {one:.4g}; the target is {contest.target:.4g}."
+    if (optimum := found.progress[place].optimum) is not None:
+        about += f" Dotted: the optimum, {optimum:.4g}."
     header, cells = method_table(rows, contest.n_queries)
     content = plot(f"problem-{place}", curves(panels, found.styles, found.ours))
     return section(contest.problem, about, content + _methods(header, cells, found.ours))

@@ -25,6 +25,8 @@ class Panel:
     """Of each method; interquartile mean and its 95 % band."""
     first: int
     """Queries of the first batch, which all methods share."""
+    optimum: float | None = None
+    """The highest value there is, where it is known."""
 
     @property
     def ticks(self) -> list[float] | None:
@@ -39,11 +41,11 @@ class Panel:
         return [ours, *best] if ours in ends else best
 
 
-def progress(contest: Contest) -> Panel:
-    """Return the best so far of every method on a problem."""
+def progress(contest: Contest, optimum: float | None = None) -> Panel:
+    """Return the best so far of every method on a problem, and its optimum where that is known."""
     queries = np.arange(1, contest.n_queries + 1.0)
     bands = {method: contest.best_so_far(method) for method in contest.methods}
-    return Panel(contest.problem, "best so far", queries, bands, contest.batch_size)
+    return Panel(contest.problem, "best so far", queries, bands, contest.batch_size, optimum)
 
 
 def batches(contest: Contest) -> Panel:
@@ -66,7 +68,7 @@ def span(panel: Panel, shown: Sequence[str]) -> tuple[float, float] | None:
     """Return from where to where the values are worth showing; None where there is none.
 
     From the lowest curve at the end of the first batch, for what is below that all methods share, to the highest point
-    of all curves and of the bands that are shown.
+    of all curves and of the bands that are shown; or to the optimum, unless the curves would shrink to less than half.
     """
     is_later = panel.x >= min(panel.first, panel.x[-1])
     curves = [band.middle[is_later] for band in panel.bands.values()]
@@ -76,5 +78,7 @@ def span(panel: Panel, shown: Sequence[str]) -> tuple[float, float] | None:
     if len(values) == 0:
         return None
     low, high = float(values.min()), float(values.max())
+    if panel.optimum is not None and high < panel.optimum <= 2 * high - low:
+        high = panel.optimum
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - margin, high + margin

@@ -85,6 +85,8 @@ def _panel(axes: Axes, panel: Panel, styles: Mapping[str, Style], ours: str, *, 
             linewidth=width,
             zorder=front,
         )
+    if panel.optimum is not None:
+        axes.axhline(panel.optimum, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)
     axes.set_title(panel.title.replace("_", " "), color=INK, loc="left", fontsize=11, fontweight="bold")
     axes.set_xlim(0, panel.x[-1])
     if panel.ticks is not None:

@@ -33,6 +33,7 @@ from tests.experiments.compare.synthetic import compared
 from tests.experiments.compare.test_summary import RUNS, told
 
 NAN, INF = np.nan, np.inf
+PROBLEMS = {"line": replace(line(), optimum=4.0)}
 
 
 def unheard(said):
@@ -57,7 +58,7 @@ def shown(findings, tmp_path) -> Page:
 def written(root, tmp_path_factory):
     folder = shutil.copytree(root, tmp_path_factory.mktemp("report") / "small")
     run(folder, "line", "prior", 2, rounds=1)
-    return write_report(folder, problems={"line": line()}, say=unheard)
+    return write_report(folder, problems=PROBLEMS, say=unheard)
 
 
 class TestFiles:
@@ -86,7 +87,7 @@ class TestFiles:
         assert figures["line_diversity_last_64"] == pytest.approx(summary["diversity"][0], rel=1e-6)
 
     def test_the_same_ledgers_give_the_same_picture_and_tables(self, written, tmp_path):
-        again = write_report(written.page.parent.parent, tmp_path / "again", say=unheard)
+        again = write_report(written.page.parent.parent, tmp_path / "again", problems=PROBLEMS, say=unheard)
         for one, other in zip(written.files, again.files, strict=True):
             assert one.read_bytes() == other.read_bytes(), one.name
 
@@ -140,6 +141,21 @@ class TestPage:
         best = [read(root).queries.query(f"method == 'prior' and seed == {s}")["best"] for s in (0, 1)]
         np.testing.assert_allclose(y, np.mean(best, axis=0), rtol=1e-6)
 
+    def test_a_known_optimum_is_a_dotted_line(self, written):
+        shown = Page(written.page)
+        assert "Dotted: the optimum, 4." in shown.text
+        assert "above the optimum" not in shown.text
+        (drawn,) = shown.figure("problem-0")["layout"]["shapes"]
+        assert (drawn["y0"], drawn["y1"], drawn["yref"]) == (4, 4, "y")
+
+    @pytest.mark.parametrize(("optimum", "is_too_low"), [(11.0, False), (11 - 1e-12, False), (10.5, True)])
+    def test_an_optimum_that_is_exceeded_is_told(self, optimum, is_too_low, tmp_path):
+        runs = {("hill", method, 0): [1, 2, 3, top] for method, top in (("ours", 11), ("seiko", 4))}
+        found = gathered(runs, tmp_path)
+        found = replace(found, progress=[replace(found.progress[0], optimum=optimum)])
+        told = "hill: 11 was found, which is above the optimum that its problem names, 10.5."
+        assert (told in shown(found, tmp_path).text) == is_too_low
+
     def test_names_are_text(self, tmp_path):
         name = "<img src=x onerror=alert(1)>$x"
         runs = {
@@ -166,6 +182,16 @@ class TestPage:
         assert "hill: the first batch did not come to the same values for all methods with 1 seed 1." in text
         assert "flat: no method's median gains on the first batch; it has no normalised value." in text
         assert "All problems" not in text  # one of the two has no scale
+
+    def test_campaigns_that_gave_up_for_the_same_reason_are_named_together(self, tmp_path):
+        found = gathered(RUNS, tmp_path)
+        campaigns = found.comparison.campaigns.copy()
+        campaigns.loc[campaigns["method"] == "seiko", "gave_up"] = "its network went to infinity"
+        campaigns.loc[(campaigns["method"] == "turbo") & (campaigns["seed"] == 0), "gave_up"] = "no space"
+        text = shown(replace(found, comparison=replace(found.comparison, campaigns=campaigns)), tmp_path).text
+        names = ", ".join(f"hill/seiko/seed-{seed}" for seed in range(3))
+        assert f"{names} gave up, and count with what they had found: its network went to infinity" in text
+        assert "hill/turbo/seed-0 gave up, and counts with what it had found: no space" in text
 
     def test_what_the_suite_does_not_name_counts_nowhere(self, tmp_path):
         jobs = [Job(seed, problem, method) for problem, method, seed in RUNS if method != "seiko"]
@@ -206,6 +232,17 @@ class TestPanels:
         assert (low, high) == pytest.approx((start - margin, top + margin))
         assert batches(hill).x.tolist() == [2, 4, 6, 8]
         assert panel.ticks == [0, 2, 4, 6, 8]
+
+    def test_an_optimum_is_in_sight_unless_it_is_far_away(self):
+        (hill,), _ = told()
+        low, high = span(progress(hill), [])
+        bottom, top = low + (high - low) / 22, high - (high - low) / 22  # without the margins
+        near, far = 2 * top - bottom - 0.1, 2 * top - bottom + 0.1
+        assert span(progress(hill, near), []) == pytest.approx(
+            (bottom - 0.05 * (near - bottom), near + 0.05 * (near - bottom))
+        )
+        assert span(progress(hill, far), []) == (low, high)
+        assert span(progress(hill, top - 1), []) == (low, high)
 
     def test_ours_and_the_best_other_are_emphasised(self):
         (hill,), _ = told()
