@@ -89,7 +89,7 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
                 for name in ("kl_coef", "kl_nats")
                 if name in record.summary
             )
-            + _optimism(query.provenance.get("beta")),
+            + _optimism(query.provenance),
         )
     drivers = [
         e.detail for e in ledger.events() if e.kind == "driven" and e.detail.get("fence") == record.fence
@@ -101,9 +101,12 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
             yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _optimism(beta: object) -> str:
-    """Return how optimistic the query's island was."""
-    return f"; its island looked for mean + {beta:.3g} std" if isinstance(beta, float) else ""
+def _optimism(provenance: Mapping[str, object]) -> str:
+    """Return how optimistic the query's island was, and how warm for it."""
+    beta, kl_coef = provenance.get("beta"), provenance.get("island_kl_coef")
+    if not isinstance(beta, float) or not isinstance(kl_coef, float):
+        return ""
+    return f"; its island looked for mean + {beta:.3g} std at kl_coef {kl_coef:.3g}"
 
 
 def _prompt(ledger: Ledger, provenance: Mapping[str, object]) -> str:

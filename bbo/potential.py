@@ -40,13 +40,17 @@ class Potential:
     """None where failures are to be ignored."""
     noise_std: float = 0.0
     """Typical noise of an observation where it was told, in units of y_std: for surrogates that learn none."""
+    kl_coefs: Float[Tensor, " islands"] | None = None
+    """Temperature of each island; of more islands the first begin again. None where all have kl_coef."""
 
     def __call__(self, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log-potential of each row, in nats, differentiable in X."""
         utility = self.acquisition(self.surrogate, X, island)
         if self.feasibility is not None:
             utility = utility + self.feasibility.log_probability(X)
-        return utility / self.kl_coef
+        if self.kl_coefs is None:
+            return utility / self.kl_coef
+        return utility / self.kl_coefs[island.cpu() % len(self.kl_coefs)].to(utility)
 
     @property
     def is_shared(self) -> bool:

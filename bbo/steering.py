@@ -63,7 +63,7 @@ class SteeredPrior:
     selection: Selection = Draws()  # noqa: RUF009
     """How the batch is chosen from the particles."""
     temperature: Budgeted = Budgeted()  # noqa: RUF009
-    """How far "auto" goes from the prior; without it this has no effect."""
+    """How far "auto" goes from the prior, and how far islands do that explore."""
 
     def __post_init__(self) -> None:
         if self.kl_coef != "auto" and not 0 < self.kl_coef < math.inf:
@@ -146,11 +146,13 @@ class SteeredPrior:
         return replace(potential, kl_coef=self.temperature.kl_coef(nats, measure, observed.rounds))
 
     def _dealt(self, potential: Potential, seed: int) -> Potential:
-        """Return the potential that is sampled: the same, or one with an acquisition for each island."""
+        """Return the potential that is sampled: the same, or one with acquisition and temperature of each island."""
         if not isinstance(potential.acquisition, DiffersByIsland):
             return potential
         n_islands, generator = self.sampler.n_islands * self.n_shards, seeds.generator(seed, "optimism")
-        return replace(potential, acquisition=potential.acquisition.dealt(n_islands, generator))
+        dealt = potential.acquisition.dealt(n_islands, generator)
+        kl_coefs = self.temperature.of_islands(potential.kl_coef, dealt.exploring)
+        return replace(potential, acquisition=dealt, kl_coefs=kl_coefs)
 
     def _believing(self, pool: Pool, potential: Potential, observed: Observations, seed: int) -> Believe:
         """Return how the utility of the pool changes with designs that are as good as observed."""
@@ -222,6 +224,8 @@ def _steered(
         told["kl_coef"] = potential.kl_coef
         if isinstance(potential.acquisition, IslandUCB):
             told["beta"] = float(potential.acquisition.betas[pool.island[chosen[row]]])
+        if potential.kl_coefs is not None:
+            told["island_kl_coef"] = float(potential.kl_coefs[pool.island[chosen[row]]])
         if log_p is not None:
             told["log_p_feasible"] = log_p[row]
     summary = {

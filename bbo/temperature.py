@@ -8,7 +8,15 @@ was observed, since each answer can justify a few nats at most, and takes some o
 short of what was predicted: where the surrogate errs, the target is made of its errors (over-optimisation: Gao,
 Schulman and Hilton 2022, arXiv 2210.10760, who measure it against the KL divergence as well).
 
-Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z.
+That is for what was learnt. An island that is optimistic wants what nobody has seen, and no answer justifies that; so
+it is never colder than its share e of optimism allows, in [0, 1]:
+
+    kl_coef_i = max( kl_coef, e_i / nats )
+
+An island that only explores counts one std of the outcomes for `nats` nats at most, the budget before the first of
+them, and stays where the prior is.
+
+Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z,  exploring → e.
 """
 
 from __future__ import annotations
@@ -18,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bbo.errors import ConfigError
 from bbo.hindsight import Hindsight
@@ -32,7 +42,8 @@ class Budgeted:
     """Recipe of a temperature: a KL budget from the number of observations, corrected by hindsight."""
 
     nats: float = 6.0
-    """KL budget of a trusted belief before the first outcome: about as far as the best of e^6 = 400 prior samples."""
+    """KL budget of a trusted belief before the first outcome: about as far as the best of e^6 = 400 prior samples. It
+    is also what an island that only explores counts one std of the outcomes for, at most."""
     nats_per_observation: float = 0.4
     """What each outcome adds to it; a failure adds nothing."""
     min_trust: float = 0.05
@@ -68,6 +79,10 @@ class Budgeted:
         for past in rounds:
             trust = max(trust / 1.5, self.min_trust) if past.is_over_optimistic else min(1.5 * trust, 1.0)
         return trust
+
+    def of_islands(self, kl_coef: float, exploring: Float[Tensor, " islands"]) -> Float[Tensor, " islands"]:
+        """Return the temperature of each island, given the round's and how much of what each wants is optimism."""
+        return (exploring / self.nats).clamp(min=kl_coef)
 
     def kl_coef(self, nats: float, measure: Measure, rounds: Sequence[Hindsight]) -> float:
         """Return the temperature at which the target is about `nats` from the prior.

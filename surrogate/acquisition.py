@@ -37,6 +37,16 @@ class Acquisition(Protocol):
 
 
 @runtime_checkable
+class Dealt(Acquisition, Protocol):
+    """An acquisition in which each island has a share of its own; of more islands the first begin again."""
+
+    @property
+    def exploring(self) -> Float[Tensor, " islands"]:
+        """How much of what each island wants is optimism: 0 for one that exploits, 1 for one that only explores."""
+        ...
+
+
+@runtime_checkable
 class DiffersByIsland(Protocol):
     """An acquisition that islands share out among them. As it is, it is one for all: what their designs are compared
     by.
@@ -46,7 +56,7 @@ class DiffersByIsland(Protocol):
         """Return the least optimistic share: what the temperature of all is found for."""
         ...
 
-    def dealt(self, n_islands: int, generator: Generator) -> Acquisition:
+    def dealt(self, n_islands: int, generator: Generator) -> Dealt:
         """Return an acquisition with a share for each of so many islands."""
         ...
 

@@ -69,6 +69,11 @@ class IslandUCB:
     betas: Float[Tensor, " islands"]
     """In float64."""
 
+    @property
+    def exploring(self) -> Float[Tensor, " islands"]:
+        """beta² / (1 + beta²): the mix is of length 1, and this is the std's part of its square."""
+        return self.betas.square() / (1 + self.betas.square())
+
     def given(self, data: Dataset) -> IslandUCB:
         """Return this very acquisition."""
         del data

@@ -278,7 +278,8 @@ def test_the_story_of_a_query(tmp_path):
     assert told["surrogate"] == record.summary["surrogate"]
     assert f"{record.summary['kl_coef']:.4g}" in told["tilt"]
     assert f"{record.summary['kl_nats']:.4g}" in told["tilt"]
-    assert told["tilt"].endswith(f"; its island looked for mean + {steered.provenance['beta']:.3g} std")
+    beta, kl_coef = steered.provenance["beta"], steered.provenance["island_kl_coef"]
+    assert told["tilt"].endswith(f"; its island looked for mean + {beta:.3g} std at kl_coef {kl_coef:.3g}")
     assert "torch" in told["versions"]
     assert f"{steered.evaluation.outcomes['value']:.9g}" == told["value"]
     with Ledger.open(tmp_path) as ledger, pytest.raises(LedgerError, match="got 99"):

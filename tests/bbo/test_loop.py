@@ -281,7 +281,7 @@ class TestProposals:
                 return Posterior(X[:, 0], torch.exp(-X[:, 0] / 2))
 
         sampler = SamplerConfig(n_islands=256 // n_shards, n_particles=16, tempering=Exponential())
-        budget = Budgeted(nats=1.0, nats_per_observation=0.0)
+        budget = Budgeted(nats=6.0, nats_per_observation=0.0)
         method = SteeredPrior(
             Slope(), feasibility=None, sampler=sampler, n_shards=n_shards, temperature=budget
         )
@@ -289,11 +289,38 @@ class TestProposals:
         betas = torch.tensor([told["beta"] for told in candidates.provenance], dtype=torch.float64)
         assert len(betas.unique()) == 256, "a draw from each island, whatever its shard"
         moved = candidates.designs[:, 0].double() - PRIOR.moments()[0][0]
-        assert moved[betas < 0.2].mean() > 0.3
-        assert moved[betas > 2].mean() < -0.3
+        assert moved[betas < 0.2].mean() > 1
+        assert moved[betas > 2].mean() < -1
         greedy = self.proposed(replace(method, acquisition=Mean()), self.observed(), n=256)
         assert candidates.summary["kl_coef"] == greedy.summary["kl_coef"], "found for the least optimistic"
         assert "beta" not in greedy.provenance[0]
+        assert "island_kl_coef" not in greedy.provenance[0]
+
+    def test_however_cold_a_round_is_explorers_stay_where_the_prior_is(self):
+        """Where the std grows without end, 2 nats a std are about 2 stds of the prior. At the round's own temperature,
+        500 times colder, they would go as far as the sampler can throw them: 4 stds in 8 steps."""
+
+        class Beyond:
+            def fit(self, data, *, generator):
+                return self
+
+            def posterior(self, X):
+                return Posterior(torch.zeros_like(X[:, 0]), torch.nn.functional.softplus(X[:, 0]))
+
+        sampler = SamplerConfig(n_islands=64, n_particles=16, tempering=Exponential())
+        budget = Budgeted(nats=2.0)
+        method = SteeredPrior(
+            Beyond(), RandomizedUCB(10.0), None, kl_coef=1e-3, sampler=sampler, temperature=budget
+        )
+        candidates = self.proposed(method, self.observed(), n=64)
+        told = candidates.provenance
+        betas = torch.tensor([one["beta"] for one in told]).double()
+        warmest = torch.tensor([one["island_kl_coef"] for one in told]).double()
+        expected = (betas.square() / (1 + betas.square()) / 2).clamp(min=1e-3)
+        torch.testing.assert_close(warmest, expected)
+        assert {one["kl_coef"] for one in told} == {candidates.summary["kl_coef"]} == {1e-3}
+        moved = (candidates.designs[:, 0].double() - 3) / 2
+        assert 0.5 < moved[betas > 3].mean() < 2
 
     def test_rules_that_compare_designs_compare_them_by_one_optimism(self):
         """Best picks what is best with the mean beta, from however optimistic an island."""

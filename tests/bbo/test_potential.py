@@ -44,6 +44,15 @@ def test_without_feasibility():
     )
 
 
+def test_islands_may_have_temperatures_of_their_own():
+    potential = Potential(
+        Line(), UCB(0.0), kl_coef=0.1, feasibility=Edge(), kl_coefs=torch.tensor([0.1, 0.5]).double()
+    )
+    # (10·x - x²) / kl_coef; of a third island the first begins again
+    x = torch.ones(3, 1)
+    torch.testing.assert_close(potential(x, torch.arange(3)), torch.tensor([9 / 0.1, 9 / 0.5, 9 / 0.1]))
+
+
 def test_predictions_are_on_the_scale_of_the_outcomes():
     predicted = Potential(Line(), UCB(), 0.1, y_mean=1e9, y_std=3.0).predicted(X)
     torch.testing.assert_close(predicted.mean, torch.tensor([1e9 + 30, 1e9 - 60], dtype=torch.float64))

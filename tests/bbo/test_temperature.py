@@ -36,6 +36,11 @@ class TestBudget:
         assert self.rule.trust(rounds(*[-9.0] * 50)) == self.rule.min_trust
         assert Budgeted(min_trust=1.0).trust(rounds(-9.0)) == 1
 
+    def test_islands_are_no_colder_than_their_optimism_allows(self):
+        exploring = torch.tensor([0.0, 0.1, 0.5, 1.0])
+        assert self.rule.of_islands(0.2, exploring).tolist() == pytest.approx([0.2, 0.2, 0.25, 0.5])
+        assert self.rule.of_islands(3.0, exploring).tolist() == [3.0] * 4
+
     @pytest.mark.parametrize(
         "settings",
         [

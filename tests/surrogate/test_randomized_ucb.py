@@ -8,7 +8,7 @@ import torch
 from surrogate.acquisition import UCB, DiffersByIsland, Mean
 from surrogate.base import Dataset, Posterior
 from surrogate.errors import SurrogateError
-from surrogate.randomized_ucb import RandomizedUCB
+from surrogate.randomized_ucb import IslandUCB, RandomizedUCB
 
 ISLANDS = torch.tensor([0, 1, 2, 5])
 X = torch.tensor([[1.0], [-1.0], [3.0], [1.0]])
@@ -63,6 +63,11 @@ def test_the_value_lies_between_mean_and_std_as_the_islands_beta_says():
     torch.testing.assert_close(slope[:, 0], angle.cos() * 2 + angle.sin() * X[:, 0].sign())
     data = Dataset(torch.zeros(9, 1), torch.zeros(9))
     assert acquisition.given(data) is acquisition, "a round keeps its own"
+
+
+def test_what_explores_is_the_stds_part_of_the_squared_mix():
+    betas = torch.tensor([0.0, 0.5, 1.0, 1e9]).double()
+    assert IslandUCB(betas).exploring.tolist() == pytest.approx([0, 0.2, 0.5, 1])
 
 
 def test_as_long_as_none_are_dealt_out_all_have_the_mean():
