@@ -5,9 +5,9 @@
 
 with π a random order of the n islands and v_i uniform: each has its own n-th part of the distribution. That is the one
 of a squared exponential, a Weibull of shape 1/2 with mean beta: a quarter of the islands have less than beta / 24, half
-less than beta / 4, and one in ten more than 2.6·beta. The root keeps the scale: an island that is after the std alone
-follows it at the temperature at which others follow the mean. Without it, explorers went where designs fail (0.76 of
-the last designs of airfoil campaigns were feasible, with it 0.93; seeds 10 to 14).
+less than beta / 4, and one in ten more than 2.6·beta. The root keeps the scale: who wants more of the std wants less of
+the mean. Without it, explorers went where designs fail (0.76 of the last designs of airfoil campaigns were feasible,
+with it 0.93; seeds 10 to 14).
 
 Drawing the beta of UCB at random lets one query exploit and another explore without a schedule for it (Berk et al.
 2020, arXiv 2006.04296; Takeno, Inatsu and Karasuyama 2023, arXiv 2302.01511). There its square is drawn, from a Gamma
