@@ -11,10 +11,9 @@ Schulman and Hilton 2022, arXiv 2210.10760, who measure it against the KL diverg
 That is for what was learnt. An island that is optimistic wants what nobody has seen, and no answer justifies that; so
 it is never colder than its share e of optimism allows, in [0, 1]:
 
-    kl_coef_i = max( kl_coef, e_i / nats )
+    kl_coef_i = max( kl_coef, e_i / nats_per_std )
 
-An island that only explores counts one std of the outcomes for `nats` nats at most, the budget before the first of
-them, and stays where the prior is.
+An island that only explores counts one std of the outcomes for that many nats at most, and stays where the prior is.
 
 Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z,  exploring → e.
 """
@@ -42,14 +41,15 @@ class Budgeted:
     """Recipe of a temperature: a KL budget from the number of observations, corrected by hindsight."""
 
     nats: float = 6.0
-    """KL budget of a trusted belief before the first outcome: about as far as the best of e^6 = 400 prior samples. It
-    is also what an island that only explores counts one std of the outcomes for, at most."""
+    """KL budget of a trusted belief before the first outcome: about as far as the best of e^6 = 400 prior samples."""
     nats_per_observation: float = 0.4
     """What each outcome adds to it; a failure adds nothing."""
     min_trust: float = 0.05
     """Least share of that budget, however often the belief was too optimistic."""
     tolerance: float = 0.25
     """How far log KL may be from the log of the budget."""
+    nats_per_std: float = 20.0
+    """Most that an island which only explores counts one std of the outcomes for."""
     max_trials: int = 4
     """Most pilot samplings a round."""
 
@@ -64,6 +64,8 @@ class Budgeted:
             raise ConfigError(f"min_trust must be above 0 and at most 1, got {self.min_trust}")
         if not self.tolerance > 0:
             raise ConfigError(f"tolerance must be above 0, got {self.tolerance}")
+        if not self.nats_per_std > 0:
+            raise ConfigError(f"nats_per_std must be above 0, got {self.nats_per_std}")
         if self.max_trials < 1:
             raise ConfigError(f"max_trials must be at least 1, got {self.max_trials}")
 
@@ -82,7 +84,7 @@ class Budgeted:
 
     def of_islands(self, kl_coef: float, exploring: Float[Tensor, " islands"]) -> Float[Tensor, " islands"]:
         """Return the temperature of each island, given the round's and how much of what each wants is optimism."""
-        return (exploring / self.nats).clamp(min=kl_coef)
+        return (exploring / self.nats_per_std).clamp(min=kl_coef)
 
     def kl_coef(self, nats: float, measure: Measure, rounds: Sequence[Hindsight]) -> float:
         """Return the temperature at which the target is about `nats` from the prior.

@@ -308,7 +308,7 @@ class TestProposals:
                 return Posterior(torch.zeros_like(X[:, 0]), torch.nn.functional.softplus(X[:, 0]))
 
         sampler = SamplerConfig(n_islands=64, n_particles=16, tempering=Exponential())
-        budget = Budgeted(nats=2.0)
+        budget = Budgeted(nats_per_std=2.0)
         method = SteeredPrior(
             Beyond(), RandomizedUCB(10.0), None, kl_coef=1e-3, sampler=sampler, temperature=budget
         )
