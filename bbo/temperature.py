@@ -44,12 +44,12 @@ class Budgeted:
     """KL budget of a trusted belief before the first outcome: about as far as the best of e^6 = 400 prior samples."""
     nats_per_observation: float = 0.4
     """What each outcome adds to it; a failure adds nothing."""
+    nats_per_std: float = 20.0
+    """Most that an island which only explores counts one std of the outcomes for."""
     min_trust: float = 0.05
     """Least share of that budget, however often the belief was too optimistic."""
     tolerance: float = 0.25
     """How far log KL may be from the log of the budget."""
-    nats_per_std: float = 20.0
-    """Most that an island which only explores counts one std of the outcomes for."""
     max_trials: int = 4
     """Most pilot samplings a round."""
 
@@ -60,12 +60,12 @@ class Budgeted:
             raise ConfigError(
                 f"nats_per_observation must be a finite number of at least 0, got {self.nats_per_observation}"
             )
+        if not self.nats_per_std > 0:
+            raise ConfigError(f"nats_per_std must be above 0, got {self.nats_per_std}")
         if not 0 < self.min_trust <= 1:
             raise ConfigError(f"min_trust must be above 0 and at most 1, got {self.min_trust}")
         if not self.tolerance > 0:
             raise ConfigError(f"tolerance must be above 0, got {self.tolerance}")
-        if not self.nats_per_std > 0:
-            raise ConfigError(f"nats_per_std must be above 0, got {self.nats_per_std}")
         if self.max_trials < 1:
             raise ConfigError(f"max_trials must be at least 1, got {self.max_trials}")
 
