@@ -104,9 +104,10 @@ def _origin(ledger: Ledger, query: Query) -> Iterator[Line]:
 def _optimism(provenance: Mapping[str, object]) -> str:
     """Return how optimistic the query's island was, and how warm for it."""
     beta, kl_coef = provenance.get("beta"), provenance.get("island_kl_coef")
-    if not isinstance(beta, float) or not isinstance(kl_coef, float):
+    if not isinstance(beta, float):
         return ""
-    return f"; its island looked for mean + {beta:.3g} std at kl_coef {kl_coef:.3g}"
+    at = f" at kl_coef {kl_coef:.3g}" if isinstance(kl_coef, float) else ""
+    return f"; its island looked for mean + {beta:.3g} std{at}"
 
 
 def _prompt(ledger: Ledger, provenance: Mapping[str, object]) -> str:

@@ -2,7 +2,8 @@
 
     log_potential(X) = ( acquisition(surrogate(X)) + log P(feasible | X) ) / kl_coef
 
-with outcomes standardised before the surrogate sees them, so that neither term has a unit. The sampler's target is
+with outcomes standardised before the surrogate sees them, so that neither term has a unit. Islands that explore have a
+kl_coef of their own (`bbo.temperature`). The sampler's target is
 
     p_prior(x0) · [ exp(acquisition) · P(feasible) ]^(1/kl_coef)
 
@@ -17,10 +18,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from surrogate.acquisition import Acquisition, Thompson
+from surrogate.acquisition import Acquisition, IslandAcquisition, Thompson
 from surrogate.base import Posterior, Surrogate
 from surrogate.feasibility import Feasibility
-from surrogate.randomized_ucb import IslandUCB
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,23 @@ class Potential:
     """None where failures are to be ignored."""
     noise_std: float = 0.0
     """Typical noise of an observation where it was told, in units of y_std: for surrogates that learn none."""
-    kl_coefs: Float[Tensor, " islands"] | None = None
-    """Temperature of each island; of more islands the first begin again. None where all have kl_coef."""
+    island_kl_coefs: Float[Tensor, " islands"] | None = None
+    """Temperature of each island, in the place of kl_coef; of more islands the first begin again. None where all have
+    the same."""
 
     def __call__(self, X: Float[Tensor, "n d"], island: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return the log-potential of each row, in nats, differentiable in X."""
         utility = self.acquisition(self.surrogate, X, island)
         if self.feasibility is not None:
             utility = utility + self.feasibility.log_probability(X)
-        if self.kl_coefs is None:
+        if self.island_kl_coefs is None:
             return utility / self.kl_coef
-        return utility / self.kl_coefs[island.cpu() % len(self.kl_coefs)].to(utility)
+        return utility / self.island_kl_coefs.to(utility)[island % len(self.island_kl_coefs)]
 
     @property
     def is_shared(self) -> bool:
         """Whether all islands want the same."""
-        return not isinstance(self.acquisition, IslandUCB | Thompson)
+        return not isinstance(self.acquisition, IslandAcquisition | Thompson)
 
     def predicted(self, X: Float[Tensor, "n d"]) -> Posterior:
         """Return the belief about what each row's evaluation will say, in float64, on the scale of the outcomes: the

@@ -46,6 +46,7 @@ def steering_of(method: object) -> SteeredPrior | None:
 class SteeredPrior:
     """Samples of  p_prior(x0) · [ exp(acquisition(surrogate(x0)) / std(y)) · P(feasible | x0) ]^(1/kl_coef).
 
+    With the default acquisition every island has its own mix of mean and std, and its own kl_coef by that.
     The prior itself is never changed. As long as fewer than two designs have an outcome, it is sampled as it is.
     """
 
@@ -55,7 +56,8 @@ class SteeredPrior:
     """None ignores which designs failed."""
     kl_coef: float | Literal["auto"] = "auto"
     """Temperature of the target, dimensionless, above 0: smaller follows the surrogate more, larger the prior. "auto"
-    finds in every round the one that spends the KL budget of `temperature`."""
+    finds in every round the one that spends the KL budget of `temperature`. Islands that explore may be warmer, as
+    `temperature` has it, beside a number as well."""
     sampler: SamplerConfig = SamplerConfig(tempering=Exponential())  # noqa: RUF009
     """Islands, particles and rules of each shard."""
     n_shards: int = 1
@@ -151,8 +153,8 @@ class SteeredPrior:
             return potential
         n_islands, generator = self.sampler.n_islands * self.n_shards, seeds.generator(seed, "optimism")
         dealt = potential.acquisition.dealt(n_islands, generator)
-        kl_coefs = self.temperature.of_islands(potential.kl_coef, dealt.exploring)
-        return replace(potential, acquisition=dealt, kl_coefs=kl_coefs)
+        kl_coefs = self.temperature.island_kl_coefs(potential.kl_coef, dealt.optimism)
+        return replace(potential, acquisition=dealt, island_kl_coefs=kl_coefs)
 
     def _believing(self, pool: Pool, potential: Potential, observed: Observations, seed: int) -> Believe:
         """Return how the utility of the pool changes with designs that are as good as observed."""
@@ -224,8 +226,8 @@ def _steered(
         told["kl_coef"] = potential.kl_coef
         if isinstance(potential.acquisition, IslandUCB):
             told["beta"] = float(potential.acquisition.betas[pool.island[chosen[row]]])
-        if potential.kl_coefs is not None:
-            told["island_kl_coef"] = float(potential.kl_coefs[pool.island[chosen[row]]])
+        if potential.island_kl_coefs is not None:
+            told["island_kl_coef"] = float(potential.island_kl_coefs[pool.island[chosen[row]]])
         if log_p is not None:
             told["log_p_feasible"] = log_p[row]
     summary = {

@@ -9,13 +9,13 @@ short of what was predicted: where the surrogate errs, the target is made of its
 Schulman and Hilton 2022, arXiv 2210.10760, who measure it against the KL divergence as well).
 
 That is for what was learnt. An island that is optimistic wants what nobody has seen, and no answer justifies that; so
-it is never colder than its share e of optimism allows, in [0, 1]:
+it is never colder than its optimism e allows, in [0, 1]:
 
     kl_coef_i = max( kl_coef, e_i / nats_per_std )
 
 An island that only explores counts one std of the outcomes for that many nats at most, and stays where the prior is.
 
-Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z,  exploring → e.
+Notation (code → above):  log_psi → utility / kl_coef,  log_z → log Z,  optimism → e.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Budgeted:
     nats_per_observation: float = 0.4
     """What each outcome adds to it; a failure adds nothing."""
     nats_per_std: float = 20.0
-    """Most that an island which only explores counts one std of the outcomes for."""
+    """Most that an island which only explores counts one std of the outcomes for, whatever the round's temperature."""
     min_trust: float = 0.05
     """Least share of that budget, however often the belief was too optimistic."""
     tolerance: float = 0.25
@@ -60,8 +60,8 @@ class Budgeted:
             raise ConfigError(
                 f"nats_per_observation must be a finite number of at least 0, got {self.nats_per_observation}"
             )
-        if not self.nats_per_std > 0:
-            raise ConfigError(f"nats_per_std must be above 0, got {self.nats_per_std}")
+        if not 0 < self.nats_per_std < math.inf:
+            raise ConfigError(f"nats_per_std must be a finite number above 0, got {self.nats_per_std}")
         if not 0 < self.min_trust <= 1:
             raise ConfigError(f"min_trust must be above 0 and at most 1, got {self.min_trust}")
         if not self.tolerance > 0:
@@ -82,9 +82,11 @@ class Budgeted:
             trust = max(trust / 1.5, self.min_trust) if past.is_over_optimistic else min(1.5 * trust, 1.0)
         return trust
 
-    def of_islands(self, kl_coef: float, exploring: Float[Tensor, " islands"]) -> Float[Tensor, " islands"]:
-        """Return the temperature of each island, given the round's and how much of what each wants is optimism."""
-        return (exploring / self.nats_per_std).clamp(min=kl_coef)
+    def island_kl_coefs(
+        self, kl_coef: float, optimism: Float[Tensor, " islands"]
+    ) -> Float[Tensor, " islands"]:
+        """Return the temperature of each island, given the round's and the islands' optimism."""
+        return (optimism / self.nats_per_std).clamp(min=kl_coef)
 
     def kl_coef(self, nats: float, measure: Measure, rounds: Sequence[Hindsight]) -> float:
         """Return the temperature at which the target is about `nats` from the prior.

@@ -37,12 +37,12 @@ class Acquisition(Protocol):
 
 
 @runtime_checkable
-class Dealt(Acquisition, Protocol):
+class IslandAcquisition(Acquisition, Protocol):
     """An acquisition in which each island has a share of its own; of more islands the first begin again."""
 
     @property
-    def exploring(self) -> Float[Tensor, " islands"]:
-        """How much of what each island wants is optimism: 0 for one that exploits, 1 for one that only explores."""
+    def optimism(self) -> Float[Tensor, " islands"]:
+        """How much of what each island wants is bonus: 0 for one that exploits, 1 for one that only explores."""
         ...
 
 
@@ -56,7 +56,7 @@ class DiffersByIsland(Protocol):
         """Return the least optimistic share: what the temperature of all is found for."""
         ...
 
-    def dealt(self, n_islands: int, generator: Generator) -> Dealt:
+    def dealt(self, n_islands: int, generator: Generator) -> IslandAcquisition:
         """Return an acquisition with a share for each of so many islands."""
         ...
 

@@ -70,7 +70,7 @@ class IslandUCB:
     """In float64."""
 
     @property
-    def exploring(self) -> Float[Tensor, " islands"]:
+    def optimism(self) -> Float[Tensor, " islands"]:
         """beta² / (1 + beta²): the mix is of length 1, and this is the std's part of its square."""
         return self.betas.square() / (1 + self.betas.square())
 
@@ -86,5 +86,5 @@ class IslandUCB:
         begin again.
         """
         posterior = surrogate.posterior(X)
-        betas = self.betas[island.cpu() % len(self.betas)].to(posterior.std)
+        betas = self.betas.to(posterior.std)[island % len(self.betas)]
         return (posterior.mean + betas * posterior.std) / (1 + betas.square()).sqrt()

@@ -17,7 +17,7 @@ optimum.
 A failed design has the lowest outcome that is known: the GP takes it, and what is near it, for bad. A model of
 feasibility would do better where much fails, and would no longer be the method that people run.
 
-Notation (code → above):  points → u,  n → q,  X → U.
+Notation (code → above):  points → u,  n → q,  X → U,  taken → U ∪ {u_1 … u_(k-1)}.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LogEI:
-    """qLogEI in the design space, or in the prior's noise. Its memory is where its designs lie, nothing else."""
+    """Log EI in the design space, or in the prior's noise. Its memory is where its designs lie, nothing else."""
 
     space: Space = DesignSpace()  # noqa: RUF009
     half_width: float = 3.0
@@ -84,7 +84,7 @@ class LogEI:
     def propose(
         self, observed: Observations, executor: Executor, n: int, *, seed: int, stage: Stage
     ) -> Candidates:
-        """Return the n points that together promise the most improvement."""
+        """Return n points, each of which promises the most improvement on those before it."""
         if len(observed.y) < 2:
             return from_prior(executor, n, seed, stage)
         with stage("search"):
@@ -136,7 +136,7 @@ class LogEI:
                 "ignore", BotorchWarning
             )  # of climbs that end at max_iterations, as they should
             warnings.simplefilter("ignore", NumericalWarning)  # jitter where points lie close
-            log_ei = qLogNoisyExpectedImprovement(model, taken, sampler)
+            log_ei = qLogNoisyExpectedImprovement(model, taken, sampler, incremental=True)
             batch: Tensor = optimize_acqf(
                 log_ei,
                 bounds=cube,

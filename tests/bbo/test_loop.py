@@ -315,9 +315,9 @@ class TestProposals:
         candidates = self.proposed(method, self.observed(), n=64)
         told = candidates.provenance
         betas = torch.tensor([one["beta"] for one in told]).double()
-        warmest = torch.tensor([one["island_kl_coef"] for one in told]).double()
+        kl_coefs = torch.tensor([one["island_kl_coef"] for one in told]).double()
         expected = (betas.square() / (1 + betas.square()) / 2).clamp(min=1e-3)
-        torch.testing.assert_close(warmest, expected)
+        torch.testing.assert_close(kl_coefs, expected)
         assert {one["kl_coef"] for one in told} == {candidates.summary["kl_coef"]} == {1e-3}
         moved = (candidates.designs[:, 0].double() - 3) / 2
         assert 0.5 < moved[betas > 3].mean() < 2

@@ -46,7 +46,7 @@ def test_without_feasibility():
 
 def test_islands_may_have_temperatures_of_their_own():
     potential = Potential(
-        Line(), UCB(0.0), kl_coef=0.1, feasibility=Edge(), kl_coefs=torch.tensor([0.1, 0.5]).double()
+        Line(), UCB(0.0), kl_coef=0.1, feasibility=Edge(), island_kl_coefs=torch.tensor([0.1, 0.5]).double()
     )
     # (10·x - x²) / kl_coef; of a third island the first begins again
     x = torch.ones(3, 1)

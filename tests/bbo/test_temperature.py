@@ -37,10 +37,9 @@ class TestBudget:
         assert Budgeted(min_trust=1.0).trust(rounds(-9.0)) == 1
 
     def test_islands_are_no_colder_than_their_optimism_allows(self):
-        rule, exploring = Budgeted(nats_per_std=2.0), torch.tensor([0.0, 0.1, 0.5, 1.0])
-        assert rule.of_islands(0.2, exploring).tolist() == pytest.approx([0.2, 0.2, 0.25, 0.5])
-        assert rule.of_islands(3.0, exploring).tolist() == [3.0] * 4
-        assert Budgeted(nats_per_std=math.inf).of_islands(0.25, exploring).tolist() == [0.25] * 4
+        rule, optimism = Budgeted(nats_per_std=2.0), torch.tensor([0.0, 0.1, 0.5, 1.0])
+        assert rule.island_kl_coefs(0.2, optimism).tolist() == pytest.approx([0.2, 0.2, 0.25, 0.5])
+        assert rule.island_kl_coefs(3.0, optimism).tolist() == [3.0] * 4
 
     @pytest.mark.parametrize(
         "settings",
@@ -54,7 +53,7 @@ class TestBudget:
             {"min_trust": 1.5},
             {"tolerance": 0.0},
             {"nats_per_std": 0.0},
-            {"nats_per_std": math.nan},
+            {"nats_per_std": math.inf},
             {"max_trials": 0},
         ],
     )

@@ -82,15 +82,15 @@ def test_the_seed_decides_and_the_global_stream_does_not():
     assert not torch.equal(first, batch(LogEI(DesignSpace(64)), known, seed=1).designs)
 
 
-def test_where_designs_failed_it_does_not_go_on():
-    """The slope goes up to the right, and there everything fails."""
+def test_it_stays_away_from_where_designs_failed():
+    """The slope goes up to the right, and on a line across it everything failed."""
     designs = torch.cat([draws(40), torch.tensor([[0.9, y] for y in (-1.0, -0.5, 0.0, 0.5, 1.0)])])
     is_feasible = designs[:, 0] < 0.5
     y = designs[is_feasible, 0].double()
     found = batch(LogEI(DesignSpace(64)), observed(designs, y, is_feasible)).designs
-    assert not ((found[:, 0] > 0.5) & (found[:, 0] < 1.8)).any()
+    assert (found[:, 0] - 0.9).abs().min() > 0.4
     reckless = batch(LogEI(DesignSpace(64)), observed(designs[is_feasible], y)).designs
-    assert ((reckless[:, 0] > 0.5) & (reckless[:, 0] < 1.8)).all()
+    assert (reckless[:, 0] - 0.9).abs().median() < 0.5
 
 
 def test_proposals_stay_in_the_box():

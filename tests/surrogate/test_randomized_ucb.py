@@ -65,9 +65,9 @@ def test_the_value_lies_between_mean_and_std_as_the_islands_beta_says():
     assert acquisition.given(data) is acquisition, "a round keeps its own"
 
 
-def test_what_explores_is_the_stds_part_of_the_squared_mix():
+def test_optimism_is_the_stds_part_of_the_squared_mix():
     betas = torch.tensor([0.0, 0.5, 1.0, 1e9]).double()
-    assert IslandUCB(betas).exploring.tolist() == pytest.approx([0, 0.2, 0.5, 1])
+    assert IslandUCB(betas).optimism.tolist() == pytest.approx([0, 0.2, 0.5, 1])
 
 
 def test_as_long_as_none_are_dealt_out_all_have_the_mean():

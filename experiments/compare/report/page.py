@@ -19,8 +19,9 @@ from bbo.report.html import card, count, fold, moment, plot, script_hash, sectio
 from experiments.benchmarks.harness import circumstances
 from experiments.compare.report.curves import curves
 from experiments.compare.report.findings import Findings
+from experiments.compare.report.panels import span
 from experiments.compare.report.words import listed, method_table, overall_table
-from experiments.compare.summary import TARGET
+from experiments.compare.summary import TARGET, Contest
 
 _DRAW = """
 const options = {displaylogo: false, responsive: true, modeBarButtons: [["toImage", "resetScale2d"]]};
@@ -35,8 +36,9 @@ th, td { padding-left: 12px; }
 .plot { height: 510px; }
 .ours td { font-weight: 650; color: var(--accent); }
 </style>"""
-_ROUNDING = 1e-9
-"""What a value may lie above the optimum, as a share of it, and still be the optimum."""
+_ROUNDING = 1e-6
+"""What a value may lie above the optimum and still be it, as a share of the larger of the optimum and of what was
+gained: oracles answer in single precision, too."""
 _ABOUT = f"""
 Curves and final values are interquartile means over seeds (the middle half of the runs) with stratified bootstrap
 95 % bands, runs drawn anew within each problem (Agarwal et al. 2021, arXiv 2108.13264). A run that has found nothing
@@ -146,14 +148,19 @@ def _notes(found: Findings) -> str:
             notes.append(
                 f"{contest.problem}: no method's median gains on the first batch; it has no normalised value."
             )
-        if panel.optimum is not None and contest.highest > panel.optimum + _ROUNDING * abs(panel.optimum):
+        if panel.optimum is not None and _is_exceeded(panel.optimum, contest):
             notes.append(
-                f"{contest.problem}: {contest.highest:.6g} was found, which is above the optimum that its problem "
-                f"names, {panel.optimum:.6g}."
+                f"{contest.problem}: {contest.highest:.9g} was found, which is above the optimum that its problem "
+                f"names, {panel.optimum:.9g}. The optimum is wrong, or the oracle is noisy."
             )
     told = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
     about = "".join(f"<p>{escape(part)}</p>" for part in _ABOUT.strip().split("\n\n"))
     return section("What is compared", "", told + fold("How to read the numbers", about))
+
+
+def _is_exceeded(optimum: float, contest: Contest) -> bool:
+    gained = 0.0 if contest.scale is None else contest.scale[1] - contest.scale[0]
+    return contest.highest - optimum > _ROUNDING * max(abs(optimum), gained)
 
 
 def _together(found: Findings) -> str:
@@ -180,8 +187,10 @@ def _problem(found: Findings, place: int) -> str:
     if contest.scale is not None:
         zero, one = contest.scale
         about += f" Normalised 0 is {zero:.4g}, 1 is {one:.4g}; the target is {contest.target:.4g}."
-    if (optimum := found.progress[place].optimum) is not None:
-        about += f" Dotted: the optimum, {optimum:.4g}."
+    if (optimum := panels[0].optimum) is not None:
+        limits = span(panels[0], panels[0].emphasised(found.ours))
+        is_in_sight = limits is not None and limits[0] <= optimum <= limits[1]
+        about += f" Dotted: the optimum, {optimum:.4g}." if is_in_sight else f" The optimum is {optimum:.4g}."
     header, cells = method_table(rows, contest.n_queries)
     content = plot(f"problem-{place}", curves(panels, found.styles, found.ours))
     return section(contest.problem, about, content + _methods(header, cells, found.ours))

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,6 +22,7 @@ from experiments.compare.report import ReportError, write_report
 from experiments.compare.report.findings import Findings, gather
 from experiments.compare.report.page import page
 from experiments.compare.report.panels import Panel, batches, progress, span
+from experiments.compare.report.picture import _panel
 from experiments.compare.report.styles import DASHES, FAMILIES, OTHERS, styles
 from experiments.compare.report.words import listed, method_table
 from experiments.compare.running import run_one
@@ -33,7 +35,7 @@ from tests.experiments.compare.synthetic import compared
 from tests.experiments.compare.test_summary import RUNS, told
 
 NAN, INF = np.nan, np.inf
-PROBLEMS = {"line": replace(line(), optimum=4.0)}
+PROBLEMS = {"line": replace(line(), optimum=3.0)}
 
 
 def unheard(said):
@@ -143,18 +145,34 @@ class TestPage:
 
     def test_a_known_optimum_is_a_dotted_line(self, written):
         shown = Page(written.page)
-        assert "Dotted: the optimum, 4." in shown.text
+        assert "Dotted: the optimum, 3." in shown.text
         assert "above the optimum" not in shown.text
         (drawn,) = shown.figure("problem-0")["layout"]["shapes"]
-        assert (drawn["y0"], drawn["y1"], drawn["yref"]) == (4, 4, "y")
+        assert (drawn["y0"], drawn["y1"], drawn["yref"]) == (3, 3, "y")
 
-    @pytest.mark.parametrize(("optimum", "is_too_low"), [(11.0, False), (11 - 1e-12, False), (10.5, True)])
-    def test_an_optimum_that_is_exceeded_is_told(self, optimum, is_too_low, tmp_path):
-        runs = {("hill", method, 0): [1, 2, 3, top] for method, top in (("ours", 11), ("seiko", 4))}
+    @pytest.mark.parametrize(
+        ("optimum", "top", "is_too_low"),
+        [
+            (11.0, 11.0, False),
+            (11.0, float(np.float32(11.000001)), False),
+            (0.0, 1e-12, False),  # of what was gained, 3, it is nothing
+            (0.0, 1e-5, True),
+            (10.5, 11.0, True),
+        ],
+    )
+    def test_an_optimum_that_is_exceeded_is_told(self, optimum, top, is_too_low, tmp_path):
+        values = {"ours": top, "seiko": top - 1}
+        runs = {("hill", method, 0): [top - 4, top - 3, top - 3, end] for method, end in values.items()}
         found = gathered(runs, tmp_path)
         found = replace(found, progress=[replace(found.progress[0], optimum=optimum)])
-        told = "hill: 11 was found, which is above the optimum that its problem names, 10.5."
+        told = f"hill: {top:.9g} was found, which is above the optimum that its problem names, {optimum:.9g}."
         assert (told in shown(found, tmp_path).text) == is_too_low
+
+    def test_an_optimum_that_is_far_away_is_named_and_not_drawn(self, tmp_path):
+        found = gathered(RUNS, tmp_path)
+        for optimum, words in ((1e6, "The optimum is 1e+06."), (11.0, "Dotted: the optimum, 11.")):
+            there = replace(found, progress=[replace(found.progress[0], optimum=optimum)])
+            assert words in shown(there, tmp_path).text
 
     def test_names_are_text(self, tmp_path):
         name = "<img src=x onerror=alert(1)>$x"
@@ -264,6 +282,17 @@ class TestPanels:
         assert panel.emphasised("nobody") == []
         flat = np.zeros(4)
         assert span(replace(panel, bands={"ours": Band(flat, flat, flat)}), []) == (-1, 1)
+
+
+class TestPicture:
+    @pytest.mark.parametrize("optimum", [None, 11.0])
+    def test_a_known_optimum_is_a_dotted_line(self, optimum):
+        (hill,), _ = told()
+        axes = Figure().add_subplot()
+        methods = {name: name for name in hill.methods}
+        _panel(axes, progress(hill, optimum), styles(methods, "ours"), "ours", is_low=True)
+        level = [line for line in axes.lines if set(line.get_ydata()) == {11.0}]
+        assert len(level) == (optimum is not None)
 
 
 class TestStyles:
