@@ -58,7 +58,7 @@ class Cashier:
             while self._is_open(before):
                 self._pay_next(self._waiting.popleft())
         with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or not self._is_open(before))
+            self._wait_until(lambda: self._failure is not None or not self._is_open(before))
             if self._failure is not None:
                 raise self._failure
 
@@ -75,16 +75,21 @@ class Cashier:
             if self._n_at_work and isinstance(error, KeyboardInterrupt):
                 with suppress(Exception):  # a terminal that is gone must not end what is paid for
                     self._on_interrupt()
-            self._wait_for_last(None)  # they are paid for: let them answer
+            with self._changed:
+                self._wait_until(self._is_idle)  # they are paid for: let them answer
         except BaseException:  # interrupted again
             # Programs end; a Python function goes on, and nobody waits for it.
             processes.end_work(self._is_over)
-            self._wait_for_last(LAST_S)
+            with self._changed:
+                self._changed.wait_for(self._is_idle, LAST_S)
             raise
 
-    def _wait_for_last(self, seconds: float | None) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._n_at_work == 0, seconds)
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        while not self._changed.wait_for(is_so, processes.WAKE_S):  # a Ctrl-C is noticed in between
+            pass
+
+    def _is_idle(self) -> bool:
+        return self._n_at_work == 0
 
     def _is_open(self, before: int | None) -> bool:
         return any(before is None or number < before for number in self._n_open)

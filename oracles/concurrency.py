@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -43,9 +43,15 @@ class Concurrent(Wrapper):
         pool = ThreadPoolExecutor(self.n_workers, initializer=processes.enlist, initargs=(is_over,))
         try:
             calls = [pool.submit(call, self.oracle, *part) for part in parts(designs, keys, size)]
-            return [answer for each in calls for answer in each.result()]
+            return [answer for each in calls for answer in _result(each)]
         except BaseException:  # Ctrl-C: the threads cannot be interrupted, what they wait for can
             processes.end_work(is_over)
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[list[Answer]]) -> list[Answer]:
+    while not wait([future], processes.WAKE_S).done:
+        pass
+    return future.result()

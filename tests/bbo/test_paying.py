@@ -27,6 +27,7 @@ from oracles.errors import NotAccepted, Unanswered
 from smc.priors.gaussian import GaussianPrior
 from smc.sampler import SamplerConfig
 from surrogate.gp import ExactGP
+from tests.interruptions import ctrl_c_allowed, ctrl_c_soon, seconds_to_leave, start_programs
 
 PRIOR = GaussianPrior(torch.zeros(3), n_steps=6)
 METHOD = SteeredPrior(surrogate=ExactGP(), kl_coef=0.3, sampler=SamplerConfig(n_islands=4, n_particles=4))
@@ -299,10 +300,8 @@ with opened(sys.argv[1], FunctionOracle(answer, is_idempotent=True), in_doubt="r
 class TestInterruptions:
     @pytest.fixture(autouse=True)
     def ctrl_c(self):
-        """Let SIGINT interrupt, also where the tests were started in the background of a shell, which ignores it."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
+        with ctrl_c_allowed():
+            yield
 
     def test_kills_at_any_moment_change_no_design(self, tmp_path):
         whole = run(tmp_path / "whole")
@@ -380,6 +379,19 @@ class TestInterruptions:
             assert (counts.done, counts.in_doubt, counts.sent) == (1, 0, 0)
             time.sleep(0.2)
             assert len(calls) == 1
+
+    def test_the_first_and_the_second_ctrl_c_are_noticed_while_threads_start_programs(self, monkeypatch):
+        monkeypatch.setattr(processes, "WAKE_S", 0.05)
+        with ctrl_c_soon() as interrupt:
+
+            def wait():
+                until = time.monotonic() + 5
+                with Cashier(lambda group: start_programs(until), 2, on_interrupt=interrupt) as cashier:
+                    cashier.take([[slip(0)], [slip(1)]])
+                    interrupt()
+                    cashier.wait()
+
+            assert max(seconds_to_leave(wait) for _ in range(30)) < 4
 
     @pytest.mark.parametrize("wrapped", [lambda program: program, Concurrent], ids=["alone", "concurrent"])
     def test_programs_end_with_the_second_ctrl_c(self, tmp_path, wrapped):

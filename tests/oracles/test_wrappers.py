@@ -26,6 +26,7 @@ from oracles.evaluation import Evaluation
 from oracles.time_limit import TimeLimited
 from oracles.wrappers import Cached, Negated, Noisy, RateLimited, Retried, Wrapper
 from tests.contracts.oracle_contract import OracleContract
+from tests.interruptions import ctrl_c_soon, seconds_to_leave, start_programs
 from tests.oracles.foils import foils
 from tests.oracles.test_command import has_died, wait_for
 
@@ -371,6 +372,18 @@ def test_ctrl_c_ends_the_programs_of_all_threads(tmp_path, n_per_call):
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 2  # nor was another one started
     assert all(has_died(int(pid)) for pid in pids)
+
+
+def test_ctrl_c_is_noticed_while_threads_start_programs(monkeypatch):
+    monkeypatch.setattr(processes, "WAKE_S", 0.05)
+    oracle = Concurrent(FunctionOracle(lambda _: start_programs(time.monotonic() + 5) or 0.0), 2)
+    with ctrl_c_soon() as interrupt:
+
+        def wait():
+            interrupt()
+            oracle.evaluate(torch.ones(2, 1))
+
+        assert max(seconds_to_leave(wait) for _ in range(30)) < 4
 
 
 # ------------------------------------------------------------------- time limit
