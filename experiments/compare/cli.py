@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,12 +15,15 @@ from bbo.cli_arguments import Overrides
 
 if TYPE_CHECKING:
     from experiments.compare.running import Done
+    from experiments.compare.suite import SuiteSettings
 
 app = typer.Typer(
     help="Compare methods on budget curves, each campaign a ledger of its own.",
     no_args_is_help=True,
     add_completion=False,
 )
+_MOST_JOBS = 6
+"""Campaigns that are named in a message."""
 SuiteFile = Annotated[Path, typer.Argument(help="Suite file (YAML).", metavar="SUITE", show_default=False)]
 
 
@@ -34,23 +38,28 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run the campaigns of a suite, or those that are not finished. Exit code 1 where one cannot be."""
+    """Run the campaigns of a suite, or those that are not finished. Exit code 1 where one cannot be.
+
+    Ctrl-C ends it after the batches that are paid for, a second one at once.
+    """
     from experiments.compare.running import run_all, waiting
     from experiments.compare.suite import load_suite
 
     loaded = load_suite(suite, overrides or [])
     jobs, n_all = waiting(loaded), len(loaded.jobs)
+    _warn_of_first_batch(loaded.settings)
     typer.echo(f"{n_all} campaigns of {loaded.settings.budget} queries, {n_all - len(jobs)} of them finished")
     refused: list[Done] = []
     try:
-        for i, done in enumerate(run_all(suite, overrides or [], jobs, processes or os.cpu_count() or 1), 1):
+        n_processes = processes or os.cpu_count() or 1
+        going = run_all(suite, overrides or [], jobs, n_processes, on_interrupt=_tell_interrupted)
+        for i, done in enumerate(going, 1):
             typer.echo(_line(i, len(jobs), done))
             refused += [done] if done.refusal is not None else []
     except KeyboardInterrupt:
         typer.echo("stopped; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
-    for done in refused:
-        typer.echo(f"\n{done.job} was not finished: {done.refusal}", err=True)
+    _tell_refused(refused)
     command = shlex.join(["bbo", "compare", "report", str(suite), *(overrides or [])])
     typer.echo(f"\n{command}   writes the report")
     if refused:
@@ -69,19 +78,14 @@ def check(suite: SuiteFile, overrides: Overrides = None) -> None:
     told = {
         "problems": ", ".join(loaded.problem_names),
         "methods": ", ".join(loaded.method_names),
-        "campaigns": f"{n_all}, seeds 0 to {settings.n_seeds - 1}; {n_finished} of them finished",
+        "campaigns": f"{n_all}, {settings.n_seeds} of each method on each problem; {n_finished} finished",
         "queries": f"{settings.budget} each, in batches of {settings.batch_size}: {settings.budget * n_all:,} in all",
         "in": str(settings.directory.resolve()),
     }
     typer.echo(f"{suite} is fine")
     for name, value in told.items():
         typer.echo(textwrap.fill(value, 79, initial_indent=f"  {name:<11s}", subsequent_indent=" " * 13))
-    if settings.budget <= settings.batch_size:
-        typer.echo(
-            "All of it is the first batch, which is the same for every method: raise suite.budget, or lower\n"
-            "suite.batch_size, to compare them.",
-            err=True,
-        )
+    _warn_of_first_batch(settings)
 
 
 @app.command()
@@ -97,8 +101,8 @@ def report(
 ) -> None:
     """Write what the finished campaigns come to: report.html, curves.png and .pdf, tables as CSV.
 
-    With a suite file, designs are measured and shown to the second opinion too, once; with a folder alone, what was
-    measured before is shown.
+    With a suite file, designs are measured and shown to the second opinion too, once.
+    With a folder alone, what was measured before is shown.
     """
     from bbo.errors import ConfigError
     from experiments.compare.report import write_report
@@ -113,17 +117,46 @@ def report(
             )
         written = write_report(place, out, ours=ours, say=say)
     else:
+        from experiments.compare.running import waiting
         from experiments.compare.suite import load_suite
 
         suite = load_suite(place, overrides or [])
-        directory = suite.settings.directory
-        written = write_report(directory, out, problems=suite.problems, jobs=suite.jobs, ours=ours, say=say)
+        waiting(suite)  # campaigns of other settings are not this suite's
+        directory, budget = suite.settings.directory, suite.settings.budget
+        written = write_report(
+            directory, out, problems=suite.problems, jobs=suite.jobs, budget=budget, ours=ours, say=say
+        )
     for path in (written.page, *written.files):
         typer.echo(str(path))
     if written.n_missing:
         typer.echo(
             f"not counted: {written.n_missing} campaigns that are not finished; the page lists them", err=True
         )
+    if written.n_gave_up:
+        typer.echo(f"gave up: {written.n_gave_up} campaigns, which count; the page says why", err=True)
+
+
+def _warn_of_first_batch(settings: SuiteSettings) -> None:
+    if settings.budget <= settings.batch_size:
+        typer.echo(
+            "All of it is the first batch, which is the same for every method: to compare\n"
+            "them, raise suite.budget, or lower suite.batch_size.",
+            err=True,
+        )
+
+
+def _tell_refused(refused: Sequence[Done]) -> None:
+    """Say why campaigns could not be finished, once for all that have the same reason."""
+    for reason in dict.fromkeys(done.refusal for done in refused):
+        jobs = [done.job for done in refused if done.refusal == reason]
+        more = f" and {len(jobs) - _MOST_JOBS} more" if len(jobs) > _MOST_JOBS else ""
+        names = ", ".join(map(str, jobs[:_MOST_JOBS])) + more
+        told = f"{names} {'was' if len(jobs) == 1 else 'were'} not finished: {reason}"
+        typer.echo("\n" + textwrap.fill(told, 79, break_on_hyphens=False), err=True)
+
+
+def _tell_interrupted() -> None:
+    typer.echo("stops after the batches that are paid for; Ctrl-C again stops at once", err=True)
 
 
 def _line(i: int, n: int, done: Done) -> str:

@@ -139,10 +139,16 @@ def _opinions(
 ) -> pd.DataFrame:
     for job, of in _due(comparison, problems, known):
         oracle = problems[job.problem].second_opinion
-        if oracle is not None:
-            say(f"asking for a second opinion of {job}")
-            known = _with(known, [{**of, **row} for row in _of_the_best(oracle, comparison, job)])
-            _keep(comparison.root / OPINIONS, known)
+        if oracle is None:
+            continue
+        if len(top := _top(comparison, job)) == 0:
+            say(
+                f"no second opinion of {job}: none of its outcomes is above 0, and a ratio to others says nothing"
+            )
+            continue
+        say(f"asking for a second opinion of {job}")
+        known = _with(known, [{**of, **row} for row in _asked(oracle, comparison, job, top)])
+        _keep(comparison.root / OPINIONS, known)
     return known
 
 
@@ -160,14 +166,15 @@ def _due(
     ]
 
 
-def _of_the_best(oracle: Oracle, comparison: Comparison, job: Job) -> list[dict[str, object]]:
-    """Return a row for each of a campaign's best designs, of equals the earlier one first.
-
-    Only those above 0 are asked for: a ratio to others says nothing.
-    """
+def _top(comparison: Comparison, job: Job) -> pd.DataFrame:
+    """Return a campaign's best queries, of equals the earlier one first; only those whose outcomes are above 0."""
     queries = comparison.queries
     is_ours = (queries[KEY] == [job.problem, job.method, job.seed]).all(axis=1) & (queries["value"] > 0)
-    top = queries[is_ours].sort_values("value", ascending=False, kind="stable")[:N_TOP]
+    return queries[is_ours].sort_values("value", ascending=False, kind="stable")[:N_TOP]
+
+
+def _asked(oracle: Oracle, comparison: Comparison, job: Job, top: pd.DataFrame) -> list[dict[str, object]]:
+    """Return what the oracle says of each of these queries."""
     designs = designs_of(job, comparison.root)[torch.tensor(top["query"].to_numpy() - 1, dtype=torch.long)]
     objective = str(comparison.records[job].config["campaign"]["objective"])
     heard = second_opinion(designs, torch.tensor(top["value"].to_numpy()), oracle, objective)

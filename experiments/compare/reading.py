@@ -66,12 +66,19 @@ class Comparison:
         metered = recorded.get("method", recorded)  # around every method of a suite is a meter
         return str(metered["type"]).split(":")[0].split(".")[-1]
 
-    def only(self, jobs: Sequence[Job]) -> Comparison:
-        """Return the comparison of these campaigns alone, as far as they are there."""
+    def only(self, jobs: Sequence[Job], budget: int = 0) -> Comparison:
+        """Return the comparison of these campaigns alone, as far as they are there.
+
+        budget: queries that one must have to be finished, where that is more than it was run for.
+        """
         kept = {(job.problem, job.method, job.seed) for job in jobs}
         queries, campaigns = (
             table[[key in kept for key in zip(*(table[name] for name in KEY), strict=True)]]
             for table in (self.queries, self.campaigns)
+        )
+        is_long_enough = campaigns["is_finished"] & (campaigns["n_queries"] >= budget)
+        campaigns = campaigns.assign(
+            budget=campaigns["budget"].clip(lower=budget), is_finished=is_long_enough
         )
         records = {job: record for job, record in self.records.items() if job in set(jobs)}
         return Comparison(

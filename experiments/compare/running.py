@@ -6,33 +6,34 @@ command may be given as often as one likes.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bbo.campaign import Campaign
 from bbo.config.describe import check_same
-from bbo.errors import BboError, CampaignError
+from bbo.errors import BboError, CampaignError, ConfigMismatchError
 from bbo.ledger import Ledger
 from bbo.opening import described
 from bbo.settings import InDoubt
 from experiments.compare.metering import Metered, Passes, counted
 from experiments.compare.reading import GAVE_UP
 from experiments.compare.suite import Job, Suite, load_suite
+from experiments.compare.workers import Workers, at_work, between_batches
 from oracles.errors import OracleError
 from smc.errors import SMCError
 from surrogate.errors import SurrogateError
 
+_MOST_MISMATCHES = 3
+"""Campaigns of other settings that are told one by one."""
 REFUSALS = (BboError, SMCError, SurrogateError, OracleError)
 
 
@@ -51,10 +52,20 @@ class Done:
 def waiting(suite: Suite) -> list[Job]:
     """Return the campaigns that are not finished, in the order in which they run.
 
-    Raises ConfigMismatchError where a finished one was run with other settings than the suite has now, LedgerError for
-    a ledger that cannot be read.
+    Raises ConfigMismatchError where some were begun with other settings than the suite has now, LedgerError for a
+    ledger that cannot be read.
     """
-    return [job for job in suite.jobs if not _is_finished(suite, job)]
+    jobs, mismatches = [], []
+    for job in suite.jobs:
+        try:
+            jobs += [] if _is_finished(suite, job) else [job]
+        except ConfigMismatchError as mismatch:
+            mismatches.append(str(mismatch))
+    if mismatches:
+        rest = len(mismatches) - _MOST_MISMATCHES
+        more = [f"and {rest} other campaigns likewise"] if rest > 0 else []
+        raise ConfigMismatchError("\n".join([*mismatches[:_MOST_MISMATCHES], *more]))
+    return jobs
 
 
 def _is_finished(suite: Suite, job: Job) -> bool:
@@ -62,44 +73,59 @@ def _is_finished(suite: Suite, job: Job) -> bool:
     if not Ledger.exists(directory):
         return False
     with Ledger.open(directory) as ledger:
-        counts = ledger.counts()
-        if counts.spent + counts.in_doubt < settings.budget:
-            return False  # it is held against its settings when it goes on
         problem = suite.problems[job.problem]
         method = Metered(suite.methods[job.method], Passes())
         asked = described(settings, problem.prior, problem.oracle, method, problem.encoder)
-        check_same(ledger.config, asked, str(directory))
-        return True
+        check_same(_by_section(ledger.config, job), _by_section(asked, job), str(directory))
+        counts = ledger.counts()
+        return counts.spent + counts.in_doubt >= settings.budget
 
 
-def run_all(path: Path, overrides: Sequence[str], jobs: Sequence[Job], n_processes: int) -> Iterator[Done]:
+def _by_section(config: Mapping[str, Any], job: Job) -> dict[str, object]:
+    """Return what is recorded of a campaign under the names that it has in a suite file."""
+    parts = {name: config.get(name) for name in ("prior", "oracle", "encoder")}
+    return {
+        "suite": config.get("campaign"),
+        "problems": {job.problem: parts},
+        "methods": {job.method: config.get("method", {}).get("method")},
+    }
+
+
+def run_all(
+    path: Path,
+    overrides: Sequence[str],
+    jobs: Sequence[Job],
+    n_processes: int,
+    on_interrupt: Callable[[], None] = lambda: None,
+) -> Iterator[Done]:
     """Run campaigns of a suite file, n_processes at a time, and yield each as it ends; none stops the others.
 
-    Closed or interrupted, it begins no other campaign and waits for those that run. Raises CampaignError when a process
-    dies, for want of memory for example; what it had paid for is written down.
+    Closed or interrupted, it begins no other campaign, and those that run end with the batch that they pay for; a
+    second interruption ends them at once.   on_interrupt: says so.
+
+    Raises CampaignError when a process dies, for want of memory for example; what it had paid for is written down.
     """
-    # No max_tasks_per_child: in Python 3.11 an executor whose workers have all retired waits for ever.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(n_processes, mp_context=context, initializer=_end_with_parent)
     left = iter(jobs)
+    with Workers(n_processes) as workers:
 
-    def begun(n: int) -> set[Future[Done]]:
-        return {pool.submit(run_one, path, tuple(overrides), job) for job in islice(left, n)}
+        def begun(n: int) -> set[Future[Done]]:
+            return {workers.submit(run_one, path, tuple(overrides), job) for job in islice(left, n)}
 
-    try:
-        # As many as there are processes and no more: what a pool has in its queue it cannot be kept from beginning.
-        running = begun(n_processes)
-        while running:
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= begun(len(ended))
-            yield from (future.result() for future in ended)
-    except BrokenProcessPool as error:
-        raise CampaignError(
-            "a process died while it ran a campaign, for want of memory perhaps; what was paid for is in the ledgers: "
-            "run the same command again to go on, with fewer --processes"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            # As many as there are processes and no more: what a pool has in its queue it cannot be kept from beginning.
+            running = begun(n_processes)
+            while running:
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= begun(len(ended))
+                yield from (future.result() for future in ended)
+        except KeyboardInterrupt:
+            on_interrupt()
+            raise
+        except BrokenProcessPool as error:
+            raise CampaignError(
+                "a process died while it ran a campaign, for want of memory perhaps; what was paid for is in the "
+                "ledgers: run the same command again to go on, with fewer --processes"
+            ) from error
 
 
 def run_one(path: Path, overrides: Sequence[str], job: Job) -> Done:
@@ -107,29 +133,12 @@ def run_one(path: Path, overrides: Sequence[str], job: Job) -> Done:
     torch.set_num_threads(1)  # one core each: more threads on a busy machine are slower by far
     began = time.perf_counter()
     best, refusal = None, None
-    with _BUSY:
+    with at_work():
         try:
             best = _run(load_suite(path, overrides, only=job), job)
         except Exception as error:  # whoever's: it must not take the other campaigns with it
             refusal = _told(error)
     return Done(job, best, time.perf_counter() - began, refusal)
-
-
-_BUSY = threading.Lock()
-"""Held by a process while it runs a campaign."""
-
-
-def _end_with_parent() -> None:
-    """Let this process end after its campaign when its parent has died: a pool's processes wait for ever."""
-    parent = multiprocessing.parent_process()
-
-    def wait_and_end() -> None:
-        assert parent is not None  # processes of a pool have one
-        parent.join()
-        with _BUSY:
-            os._exit(1)
-
-    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def _told(error: Exception) -> str:
@@ -157,6 +166,7 @@ def _run(suite: Suite, job: Job) -> float | None:
         seed=settings.seed,
         objective=settings.objective,
         in_doubt=InDoubt.RETRY if problem.oracle.is_idempotent else InDoubt.COUNT_AS_SPENT,
+        listener=between_batches(),
     ) as campaign:
         (directory / GAVE_UP).unlink(missing_ok=True)
         try:

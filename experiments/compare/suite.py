@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from bbo.config import plugins
 from bbo.config.files import apply, read_file
+from bbo.config.hints import did_you_mean
 from bbo.config.models import choice_among, settings_of
 from bbo.config.parts import built
 from bbo.errors import BboError, ConfigError
@@ -37,6 +38,7 @@ from experiments.problems.problem import Problem
 from oracles.evaluation import VALUE
 
 OWN = "own"
+_SECTIONS = ("suite", "problems", "methods")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -112,7 +114,7 @@ def load_suite(path: Path, overrides: Sequence[str] = (), only: Job | None = Non
     raw = read_file(path)
     for override in overrides:
         apply(raw, override)
-    mistakes = [f"  {key}: unknown key" for key in raw.keys() - {"suite", "problems", "methods"}]
+    mistakes = [f"  {key}: unknown key{_hint(str(key))}" for key in raw.keys() - set(_SECTIONS)]
     head, wrong = built(_head_model(), {"suite": raw.get("suite", {})}, path.parent)
     problems = _sections(raw, "problems", {}, mistakes)
     methods = _sections(raw, "methods", {name: {"type": name} for name in METHODS}, mistakes)
@@ -134,11 +136,20 @@ def load_suite(path: Path, overrides: Sequence[str] = (), only: Job | None = Non
     return Suite(head["suite"], parts["problems"], parts["methods"], tuple(problems), tuple(methods))
 
 
+def _hint(key: str) -> str:
+    """Return what an unknown key at the top of a file may have been meant for."""
+    settings = SuiteSettings.__dataclass_fields__
+    return "; it belongs into 'suite'" if key in settings else did_you_mean(key, _SECTIONS)
+
+
 def _sections(
     raw: Mapping[str, Any], kind: str, default: dict[str, Any], mistakes: list[str]
 ) -> dict[str, Any]:
     """Return the named sections of a kind; add to `mistakes` what is wrong with their names."""
     sections = raw.get(kind, default)
+    if sections is None and default:
+        mistakes.append(f"  {kind}: there is none under it; leave the key out to have all of them")
+        return {}
     if not isinstance(sections, dict) or not sections:
         mistakes.append(f"  {kind}: expected named sections, one for each, got {sections!r}")
         return {}

@@ -185,7 +185,7 @@ def test_user_code_that_cannot_be_loaded(tmp_path, prior_file, oracle, said):
     ("text", "said"),
     [
         ("just words", "must hold sections"),
-        ("campaign: [1, 2", "is not YAML"),
+        ("campaign: [1, 2", "is not YAML: line 1, column 16: expected"),
         ("campaign: {budget: 1, budget: 2}", "'budget' stands twice"),
         (
             "campaign: 5\nprior: {type: denoiser, path: x}\noracle: {type: airfoil}",

@@ -1,6 +1,7 @@
 """Suite files, and the campaigns that they run."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from bbo.steering import SteeredPrior
 from experiments.compare.catalogue import METHODS
 from experiments.compare.metering import CPU_SECONDS, EVALUATIONS
 from experiments.compare.reading import read
+from experiments.compare.report.findings import ReportError
 from experiments.compare.running import run_all, run_one, waiting
 from experiments.compare.suite import Job, load_suite
 from smc.priors.training import TrainingSettings, train_denoiser
@@ -33,6 +35,13 @@ def picky(design):
 def slow(design):
     import time
     time.sleep(0.05)
+    return float(design[0])
+
+def endless(design):
+    import pathlib, time
+    if design[0] > 0:
+        pathlib.Path(__file__).with_name("asked").touch()
+        time.sleep(600)
     return float(design[0])
 
 def stopped(design):
@@ -108,13 +117,29 @@ class TestFile:
             load_suite(path)
         assert str(told.value).splitlines()[1:] == [
             "  suite.budgt: unknown key; did you mean 'budget'?",
-            "  more: unknown key",
+            "  more: unknown key; known are methods, problems, suite",
             "  problems.a b: a name has letters, digits and underscores and begins with a letter",
             "  problems.mine.oracle: unknown type 'airfil'; did you mean 'airfoil'?",
             "  problems.mine.prior.path: is missing",
             "  methods.ours: unknown type 'our'; did you mean 'ours'?",
             "  methods.few: n_samples must be at least 1, got 0",
         ]
+
+    @pytest.mark.parametrize(
+        ("key", "hint"),
+        [
+            ("method", "did you mean 'methods'?"),
+            ("budget", "it belongs into 'suite'"),
+            ("x", "known are methods, problems, suite"),
+        ],
+    )
+    def test_unknown_sections_are_told_with_what_was_meant(self, folder, key, hint):
+        with pytest.raises(ConfigError, match=re.escape(f"  {key}: unknown key; {hint}")):
+            load_suite(written(folder, **{key: 1}))
+
+    def test_a_key_methods_with_nothing_under_it(self, folder):
+        with pytest.raises(ConfigError, match="methods: there is none under it; leave the key out"):
+            load_suite(written(folder, methods=None))
 
     @pytest.mark.parametrize("problems", [None, [], {}, "airfoil"])
     def test_problems_are_named_sections(self, folder, problems):
@@ -188,7 +213,10 @@ class TestRunning:
         assert result.exit_code == 1
         assert result.output.count("not finished  ") == 4
         assert result.output.count(" best ") == 4
-        assert "broken/few/seed-1 was not finished: all 4 queries so far have failed" in result.output
+        said = " ".join(result.output.split())
+        names = ", ".join(f"broken/{method}/seed-{seed}" for seed in range(2) for method in ("prior", "few"))
+        assert f"{names} were not finished: all 4 queries so far have failed" in said
+        assert "gave up: 4 campaigns, which count; the page says why" in run("report", folder / "runs").output
 
     def test_an_error_that_nobody_meant_is_told_with_its_place(self, folder, monkeypatch):
         def broken(*arguments, **settings):
@@ -198,20 +226,20 @@ class TestRunning:
         done = run_one(written(folder), (), Job(0, "mine", "prior"))
         assert done.refusal.startswith("ZeroDivisionError: by nought (test_suite.py, line ")
 
-    def test_other_settings_in_the_same_place_are_refused_campaign_by_campaign(self, folder):
+    def test_other_settings_are_refused_before_anything_is_paid(self, folder):
         run("run", written(folder), "--processes", 1)
         methods = {"prior": {"type": "prior"}, "few": {"type": "best_of_n", "n_samples": 32}}
         result = run("run", written(folder, methods=methods), "suite.budget=12", "--processes", 1)
-        assert result.exit_code == 1
-        assert "mine/few/seed-0 was not finished: " in result.output
-        assert "n_samples is 16 there" in result.output
+        assert isinstance(result.exception, ConfigMismatchError)
+        assert "methods.few.n_samples is 16 there and 32 here" in str(result.exception)
+        assert "few/seed-1" in str(result.exception)
 
     def test_finished_campaigns_of_other_settings_are_refused(self, folder):
         run("run", written(folder), "--processes", 1)
         methods = {"prior": {"type": "prior"}, "few": {"type": "prior"}}
         result = run("run", written(folder, methods=methods))
         assert isinstance(result.exception, ConfigMismatchError)
-        assert "few/seed-0 was started with other settings: method.method.belief" in str(result.exception)
+        assert "few/seed-0 was started with other settings: methods.few" in str(result.exception)
 
     def test_one_that_gave_up_counts_with_what_it_had_found(self, folder):
         problems = yaml.safe_load(written(folder).read_text())["problems"]
@@ -272,6 +300,57 @@ class TestRunning:
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
+    def started(self, folder, function):
+        """Start a suite of this oracle in a process group of its own."""
+        problems = yaml.safe_load(written(folder).read_text())["problems"]
+        problems["mine"]["oracle"]["function"] = f"lab.py:{function}"
+        arguments = ["compare", "run", str(written(folder, problems=problems)), "suite.budget=400"]
+        command = [sys.executable, "-c", "from bbo.cli import main; main()", *arguments, "--processes", "2"]
+        return subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it alone", "to all, as a terminal does"])
+    def test_ctrl_c_ends_campaigns_after_the_batch_that_is_paid_for(self, folder, send):
+        with self.started(folder, "slow") as program:
+            wait_until(lambda: n_queries(folder / "runs") >= 12)
+            send(program.pid, signal.SIGINT)
+            said, _ = program.communicate(timeout=60)
+        assert program.returncode == 130
+        assert "stops after the batches that are paid for" in said
+        assert said.endswith("stopped; run the same command again to continue\n")
+        assert "Traceback" not in said
+        found = read(folder / "runs").campaigns
+        assert not found["is_finished"].any()
+        assert (found["n_queries"] % 4 == 0).all()
+        assert found["n_in_doubt"].sum() == 0
+
+    @pytest.mark.parametrize("second", [os.kill, os.killpg], ids=["alone", "all"])
+    @pytest.mark.parametrize("first", [os.kill, os.killpg], ids=["alone", "all"])
+    def test_a_second_ctrl_c_ends_them_at_once(self, folder, first, second):
+        with self.started(folder, "endless") as program:
+            wait_until((folder / "asked").exists)
+            first(program.pid, signal.SIGINT)
+            said = ""
+            while "Ctrl-C again" not in said:
+                said += program.stdout.readline()
+            time.sleep(0.3)
+            second(program.pid, signal.SIGINT)
+            said += program.communicate(timeout=30)[0]
+        assert program.returncode == 130
+        assert "Traceback" not in said
+        wait_until(lambda: not _is_anybody_left(program.pid), 20)
+
+    def test_ctrl_c_while_processes_are_started(self, folder):
+        with self.started(folder, "slow") as program:
+            assert "0 of them finished" in program.stdout.readline()
+            time.sleep(0.5)  # they import
+            os.killpg(program.pid, signal.SIGINT)
+            said, _ = program.communicate(timeout=60)
+        assert program.returncode == 130
+        assert "Traceback" not in said
+
     @pytest.mark.parametrize("is_idempotent", [True, False])
     def test_a_query_that_was_under_way_is_asked_again_where_that_costs_nothing(self, folder, is_idempotent):
         problems = yaml.safe_load(written(folder).read_text())["problems"]
@@ -301,6 +380,44 @@ class TestRunning:
         assert "not counted: 2 campaigns that are not finished" in run("report", path).output
         assert "not counted" not in run("report", path, "suite.n_seeds=1").output
 
+    def test_the_report_counts_no_campaign_that_is_too_short_for_the_suite(self, folder):
+        path = written(folder)
+        run("run", path, "suite.n_seeds=1", "--processes", 1)
+        run(
+            "run",
+            path,
+            "suite.n_seeds=1",
+            "suite.budget=12",
+            "methods={few: {type: best_of_n, n_samples: 16}}",
+        )
+        result = run("report", path, "suite.n_seeds=1", "suite.budget=12")
+        assert "not counted: 1 campaigns that are not finished" in result.output
+        page = (folder / "runs/report/report.html").read_text()
+        assert "mine/prior/seed-0 (8 of 12 queries)" in page
+
+    def test_the_report_is_of_the_suite_s_own_settings_and_methods(self, folder):
+        path = written(folder)
+        run("run", path, "suite.n_seeds=1", "--processes", 1)
+        result = run("report", path, "suite.n_seeds=1", "suite.batch_size=2")
+        assert isinstance(result.exception, ConfigMismatchError)
+        assert "suite.batch_size is 4 there and 2 here" in str(result.exception)
+        result = run("report", path, "suite.n_seeds=1", "--ours", "fewer")
+        assert isinstance(result.exception, ReportError)
+        assert str(result.exception) == "no method 'fewer' is finished here; did you mean 'few'?"
+
+
+def wait_until(is_so, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def n_queries(runs):
+    if not list(runs.glob("*/*/*/ledger.sqlite")):
+        return 0
+    return len(read(runs).queries)
+
 
 def _is_anybody_left(group):
     try:
@@ -314,20 +431,21 @@ class TestCheck:
     def test_tells_what_would_be_paid_and_where(self, folder):
         result = run("check", written(folder))
         assert "32 in all" in result.output
-        assert "4, seeds 0 to 1; 0 of them finished" in result.output
+        assert "4, 2 of each method on each problem; 0 finished" in result.output
         assert str(folder / "runs") in result.output.replace("\n             ", "")
         assert result.exit_code == 0
         assert not (folder / "runs").exists()
 
     def test_holds_finished_campaigns_against_the_suite(self, folder):
         run("run", written(folder), "--processes", 1)
-        assert "4 of them finished" in run("check", written(folder)).output
+        assert "; 4 finished" in run("check", written(folder)).output
         result = run("check", written(folder), "methods.few.n_samples=32")
         assert isinstance(result.exception, ConfigMismatchError)
 
     def test_warns_of_a_budget_that_compares_nothing(self, folder):
         assert "the same for every method" in run("check", written(folder), "suite.budget=4").output
         assert "the same for every method" not in run("check", written(folder)).output
+        assert "the same for every method" in run("run", written(folder), "suite.budget=4").output
 
     def test_fits_into_80_columns(self, folder):
         methods = {name: {"type": name} for name in METHODS}

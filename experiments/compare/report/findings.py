@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from bbo.config.hints import did_you_mean
 from bbo.errors import BboError
-from experiments.compare.figures import figures
+from experiments.compare.figures import OURS, figures
 from experiments.compare.measures import Say, measured
 from experiments.compare.reading import Comparison
 from experiments.compare.report.panels import Panel, batches, progress, together
@@ -42,27 +43,34 @@ class Findings:
 
 
 def gather(
-    comparison: Comparison, problems: Mapping[str, Problem], jobs: Sequence[Job], ours: str, say: Say
+    comparison: Comparison,
+    problems: Mapping[str, Problem],
+    jobs: Sequence[Job],
+    ours: str,
+    say: Say,
+    budget: int = 0,
 ) -> Findings:
-    """Return the findings. Raises ReportError when no campaign is finished.
+    """Return the findings. Raises ReportError when no campaign is finished, or no method is called what `ours` says.
 
-    jobs: what counts; none for all campaigns that are there.
+    jobs: what counts, with as many queries as `budget` at least; none for all campaigns that are there.
     """
     measures = measured(comparison, problems, say)
-    comparison = comparison.only(jobs) if jobs else comparison
+    comparison = comparison.only(jobs, budget) if jobs else comparison
     campaigns = comparison.campaigns
     problem_names = list(dict.fromkeys(job.problem for job in jobs))
     method_names = list(dict.fromkeys(job.method for job in jobs))
     found = contests(comparison, problem_names, method_names)
     if not found:
         raise ReportError(
-            f"none of the {len(campaigns)} campaigns in {comparison.root} is finished yet; run the suite to its end"
+            f"none of the suite's campaigns in {comparison.root} is finished yet; run the suite to its end"
         )
     table = summary(found, comparison, measures)
     overall = Overall.of(found)
     optima = {name: problem.optimum for name, problem in problems.items()}
     methods = list(dict.fromkeys([*method_names, *(name for contest in found for name in contest.methods)]))
     present = [name for name in methods if any(name in contest.methods for contest in found)]
+    if ours not in present and ours != OURS:
+        raise ReportError(f"no method {ours!r} is finished here{did_you_mean(ours, present)}")
     return Findings(
         comparison,
         found,

@@ -93,6 +93,9 @@ def _panel(axes: Axes, panel: Panel, styles: Mapping[str, Style], ours: str, *, 
         axes.set_xticks(panel.ticks)
     if (limits := span(panel, emphasised)) is not None:
         axes.set_ylim(*limits)
+    else:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no outcome", transform=axes.transAxes, ha="center", color=MUTED)
     axes.set_ylabel(panel.y_title)
     if is_low:
         axes.set_xlabel("queries")

@@ -34,6 +34,8 @@ class Written:
     """Picture and tables."""
     n_missing: int
     """Campaigns that are not finished, or not begun: none of it counts them."""
+    n_gave_up: int
+    """Campaigns that could not go on: they count with what they had found."""
 
 
 def write_report(
@@ -42,6 +44,7 @@ def write_report(
     *,
     problems: Mapping[str, Problem] | None = None,
     jobs: Sequence[Job] = (),
+    budget: int = 0,
     ours: str = OURS,
     say: Say = print,
 ) -> Written:
@@ -52,14 +55,15 @@ def write_report(
     table.md (a row a method).
 
     problems: by name, to measure designs by; without one, its columns hold what was measured before, or nothing.
-    jobs: the campaigns that should be there, in the suite's order; none for every combination of what is there.
+    jobs: the campaigns that should be there, in the suite's order, with as many queries as `budget` at least; none for
+    every combination of what is there.
     ours: the method that stands out. say: hears what is being measured.
 
     Raises CampaignError when there is no campaign, LedgerError when one cannot be read, and ReportError when none is
-    finished or a file cannot be written.
+    finished, no method has the name of ours, or a file cannot be written.
     """
     root = Path(root)
-    found = gather(read(root), problems or {}, jobs, ours, say)
+    found = gather(read(root), problems or {}, jobs, ours, say, budget)
     folder = root / "report" if out is None else Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,8 @@ def write_report(
         path.write_text(page(found), encoding="utf-8", errors="replace", newline="\n")
     except OSError as error:
         raise ReportError(f"cannot write the report to {folder}: {error}; name another folder") from error
-    return Written(path, files, len(found.unfinished) + len(found.missing))
+    n_gave_up = int((found.comparison.campaigns["gave_up"] != "").sum())
+    return Written(path, files, len(found.unfinished) + len(found.missing), n_gave_up)
 
 
 def _pictured(found: Findings) -> list[Panel]:

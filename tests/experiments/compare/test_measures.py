@@ -104,6 +104,20 @@ def test_the_best_of_each_campaign_are_shown_to_the_other_oracle(copied, found):
     assert 0 < heard.n_returned == found.opinions["second"].notna().sum() < len(heard.first)
 
 
+def test_outcomes_that_are_not_above_0_have_no_second_opinion_and_that_is_said(root, tmp_path):
+    comparison = read(shutil.copytree(root, tmp_path / "compare"))
+    below = comparison.queries.assign(value=-comparison.queries["value"].abs())
+    witness, said = Recorder(), []
+    found = measured(
+        replace(comparison, queries=below), {"line": replace(line(), second_opinion=witness)}, said.append
+    )
+    assert (len(witness.seen), len(found.opinions)) == (0, 0)
+    assert (
+        "no second opinion of line/prior/seed-0: none of its outcomes is above 0, and a ratio to others says nothing"
+        in said
+    )
+
+
 def test_what_was_measured_is_not_measured_again(copied, found):
     witness = Recorder()
     problem = replace(line(), second_opinion=witness)

@@ -100,7 +100,7 @@ class TestFiles:
 
     def test_without_a_finished_campaign_there_is_nothing_to_tell(self, tmp_path):
         run(tmp_path, "line", "prior", 0, rounds=1)
-        with pytest.raises(ReportError, match=r"none of the 1 campaigns in .* is finished yet"):
+        with pytest.raises(ReportError, match=r"none of the suite's campaigns in .* is finished yet"):
             write_report(tmp_path, say=unheard)
 
 
