@@ -18,8 +18,8 @@ from oracles.errors import NotAccepted
 GRACE_S = 2.0
 """How long a program may tidy up after SIGTERM, or after its input has ended, before it is killed."""
 WAKE_S = 0.5
-"""Longest wait in one go for threads that start programs. A Ctrl-C that arrives just while one of them does may be
-noticed only when the main thread runs again: of 300 in a wait without an end CPython 3.11 overlooked 58."""
+"""Longest wait in one go for threads that start programs. Of the signals that come just while one of them does, CPython
+overlooks many (a fifth, in 3.11) until the main thread runs again: in a wait without an end, until that is over."""
 _POLL_S = 0.01
 _TAIL_BYTES = 2000
 _LARGEST_LINE = 8 * 2**20

@@ -40,8 +40,9 @@ def ctrl_c_soon() -> Iterator[Callable[[], None]]:
             sender.kill()
 
 
-def start_programs(until: float) -> None:
-    """Start one program after the other up to this time (`time.monotonic`), or until this thread's work is over."""
+def start_programs(seconds: float) -> None:
+    """Start one program after the other, for so long or until this thread's work is over."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until and not processes.is_over():
         subprocess.run(["true"], check=True)
 

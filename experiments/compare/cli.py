@@ -6,6 +6,7 @@ import os
 import shlex
 import textwrap
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ def run(
 ) -> None:
     """Run the campaigns of a suite, or those that are not finished. Exit code 1 where one cannot be.
 
-    Ctrl-C ends it after the batches that are paid for, a second one at once.
+    Ctrl-C stops it when what is being paid for is answered, a second one at once.
     """
     from experiments.compare.running import run_all, waiting
     from experiments.compare.suite import load_suite
@@ -49,14 +50,15 @@ def run(
     jobs, n_all = waiting(loaded), len(loaded.jobs)
     _warn_of_first_batch(loaded.settings)
     typer.echo(f"{n_all} campaigns of {loaded.settings.budget} queries, {n_all - len(jobs)} of them finished")
+    n_processes = processes or os.cpu_count() or 1
     refused: list[Done] = []
     try:
-        n_processes = processes or os.cpu_count() or 1
-        going = run_all(suite, overrides or [], jobs, n_processes, on_interrupt=_tell_interrupted)
-        for i, done in enumerate(going, 1):
-            typer.echo(_line(i, len(jobs), done))
-            refused += [done] if done.refusal is not None else []
+        with closing(run_all(suite, overrides or [], jobs, n_processes, _tell_interrupted)) as going:
+            for i, done in enumerate(going, 1):
+                typer.echo(_line(i, len(jobs), done))
+                refused += [done] if done.refusal is not None else []
     except KeyboardInterrupt:
+        _tell_refused(refused)
         typer.echo("stopped; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
     _tell_refused(refused)
@@ -104,7 +106,7 @@ def report(
     With a suite file, designs are measured and shown to the second opinion too, once.
     With a folder alone, what was measured before is shown.
     """
-    from bbo.errors import ConfigError
+    from bbo.errors import ConfigError, ConfigMismatchError
     from experiments.compare.report import write_report
 
     def say(said: str) -> None:
@@ -121,8 +123,13 @@ def report(
         from experiments.compare.suite import load_suite
 
         suite = load_suite(place, overrides or [])
-        waiting(suite)  # campaigns of other settings are not this suite's
         directory, budget = suite.settings.directory, suite.settings.budget
+        try:
+            waiting(suite)
+        except ConfigMismatchError as mismatch:
+            raise ConfigMismatchError(
+                f"{mismatch}\nOr report what is there: bbo compare report {directory}"
+            ) from mismatch
         written = write_report(
             directory, out, problems=suite.problems, jobs=suite.jobs, budget=budget, ours=ours, say=say
         )
@@ -152,11 +159,13 @@ def _tell_refused(refused: Sequence[Done]) -> None:
         more = f" and {len(jobs) - _MOST_JOBS} more" if len(jobs) > _MOST_JOBS else ""
         names = ", ".join(map(str, jobs[:_MOST_JOBS])) + more
         told = f"{names} {'was' if len(jobs) == 1 else 'were'} not finished: {reason}"
-        typer.echo("\n" + textwrap.fill(told, 79, break_on_hyphens=False), err=True)
+        typer.echo("", err=True)
+        for line in told.splitlines():
+            typer.echo(textwrap.fill(line, 79, break_long_words=False, break_on_hyphens=False), err=True)
 
 
 def _tell_interrupted() -> None:
-    typer.echo("stops after the batches that are paid for; Ctrl-C again stops at once", err=True)
+    typer.echo("stops when what is being paid for is answered; Ctrl-C again stops at once", err=True)
 
 
 def _line(i: int, n: int, done: Done) -> str:

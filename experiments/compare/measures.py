@@ -137,18 +137,19 @@ def _designs(
 def _opinions(
     comparison: Comparison, problems: Mapping[str, Problem], known: pd.DataFrame, say: Say
 ) -> pd.DataFrame:
+    are_below = set()
     for job, of in _due(comparison, problems, known):
         oracle = problems[job.problem].second_opinion
         if oracle is None:
             continue
         if len(top := _top(comparison, job)) == 0:
-            say(
-                f"no second opinion of {job}: none of its outcomes is above 0, and a ratio to others says nothing"
-            )
+            are_below.add(job.problem)
             continue
         say(f"asking for a second opinion of {job}")
         known = _with(known, [{**of, **row} for row in _asked(oracle, comparison, job, top)])
         _keep(comparison.root / OPINIONS, known)
+    for problem in sorted(are_below):
+        say(f"{problem}: no second opinion of campaigns without an outcome above 0")
     return known
 
 

@@ -78,7 +78,9 @@ class Comparison:
         )
         is_long_enough = campaigns["is_finished"] & (campaigns["n_queries"] >= budget)
         campaigns = campaigns.assign(
-            budget=campaigns["budget"].clip(lower=budget), is_finished=is_long_enough
+            budget=campaigns["budget"].clip(lower=budget),
+            is_finished=is_long_enough,
+            gave_up=campaigns["gave_up"].where(is_long_enough, ""),
         )
         records = {job: record for job, record in self.records.items() if job in set(jobs)}
         return Comparison(

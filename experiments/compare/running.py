@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from bbo.settings import InDoubt
 from experiments.compare.metering import Metered, Passes, counted
 from experiments.compare.reading import GAVE_UP
 from experiments.compare.suite import Job, Suite, load_suite
-from experiments.compare.workers import Workers, at_work, between_batches
+from experiments.compare.workers import Workers, at_work, stop_when_enough
 from oracles.errors import OracleError
 from smc.errors import SMCError
 from surrogate.errors import SurrogateError
@@ -97,16 +97,16 @@ def run_all(
     jobs: Sequence[Job],
     n_processes: int,
     on_interrupt: Callable[[], None] = lambda: None,
-) -> Iterator[Done]:
+) -> Generator[Done, None, None]:
     """Run campaigns of a suite file, n_processes at a time, and yield each as it ends; none stops the others.
 
-    Closed or interrupted, it begins no other campaign, and those that run end with the batch that they pay for; a
-    second interruption ends them at once.   on_interrupt: says so.
+    Closed or interrupted, it begins no other campaign, and those that run end where their next stage begins: what is
+    being paid for is answered first. A second interruption ends them at once.   on_interrupt: says so.
 
     Raises CampaignError when a process dies, for want of memory for example; what it had paid for is written down.
     """
     left = iter(jobs)
-    with Workers(n_processes) as workers:
+    with Workers(n_processes, on_interrupt) as workers:
 
         def begun(n: int) -> set[Future[Done]]:
             return {workers.submit(run_one, path, tuple(overrides), job) for job in islice(left, n)}
@@ -118,9 +118,6 @@ def run_all(
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 running |= begun(len(ended))
                 yield from (future.result() for future in ended)
-        except KeyboardInterrupt:
-            on_interrupt()
-            raise
         except BrokenProcessPool as error:
             raise CampaignError(
                 "a process died while it ran a campaign, for want of memory perhaps; what was paid for is in the "
@@ -166,14 +163,14 @@ def _run(suite: Suite, job: Job) -> float | None:
         seed=settings.seed,
         objective=settings.objective,
         in_doubt=InDoubt.RETRY if problem.oracle.is_idempotent else InDoubt.COUNT_AS_SPENT,
-        listener=between_batches(),
+        listener=stop_when_enough(),
     ) as campaign:
-        (directory / GAVE_UP).unlink(missing_ok=True)
         try:
             campaign.run()
         except Exception as error:
             (directory / GAVE_UP).write_text(_told(error), encoding="utf-8")
             raise
+        (directory / GAVE_UP).unlink(missing_ok=True)
         return campaign.ledger.best_value(settings.objective)
 
 

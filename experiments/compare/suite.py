@@ -145,13 +145,14 @@ def _hint(key: str) -> str:
 def _sections(
     raw: Mapping[str, Any], kind: str, default: dict[str, Any], mistakes: list[str]
 ) -> dict[str, Any]:
-    """Return the named sections of a kind; add to `mistakes` what is wrong with their names."""
+    """Return the named sections of a kind; add to `mistakes` what is wrong with their names.
+
+    default: those of a file without the key.
+    """
     sections = raw.get(kind, default)
-    if sections is None and default:
-        mistakes.append(f"  {kind}: there is none under it; leave the key out to have all of them")
-        return {}
     if not isinstance(sections, dict) or not sections:
-        mistakes.append(f"  {kind}: expected named sections, one for each, got {sections!r}")
+        hint = "; leave the key out to have all of them" if default else ""
+        mistakes.append(f"  {kind}: expected named sections, one for each, got {sections!r}{hint}")
         return {}
     named = {}
     for name, section in sections.items():

@@ -1,4 +1,4 @@
-"""The processes that run campaigns beside each other, and how they end: with the batch that is paid for, or at once."""
+"""The processes that run campaigns beside each other, and how they end: where the next stage begins, or at once."""
 
 from __future__ import annotations
 
@@ -9,47 +9,49 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from bbo.progress import Listener, Progress
+from bbo.progress import INTERRUPTED, Listener, Progress
 from oracles import processes
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
+LAST_S = 3.0
+"""How long processes that were told to end at once are waited for before they are killed."""
 _BUSY = threading.Lock()
 """Held by a process while it runs a campaign."""
-_is_enough = threading.Event()
-"""Set in a process whose campaign is to end with the batch that is paid for."""
-_ENOUGH, _AT_ONCE = signal.SIGINT, signal.SIGUSR2
-"""What a process is told by. Blocked from its first moment and waited for by a thread of its own: where one comes upon
-the other, a handler in Python may be late by all that the main thread waits for."""
+_is_enough = False
+"""Whether this process was told that its campaign is to end."""
 
 
 class Workers:
-    """Processes that do what is submitted. When the block is left by an exception, they do not go on to the end.
+    """Processes that do what is submitted; when the block is left by an exception, they do not go on to the end.
 
-    SIGINT tells a process that it is enough (`between_batches`), wherever it comes from; SIGUSR2 ends it at once.
+    A process that gets SIGINT, from this one or from a terminal, knows that it is enough (`stop_when_enough`). Another
+    interruption ends all of them at once, with the programs that they started.   on_interrupt: says so.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, on_interrupt: Callable[[], None]) -> None:
+        self._n, self._on_interrupt = n, on_interrupt
+        context = multiprocessing.get_context("spawn")
+        self._others = set(multiprocessing.active_children())
+        ours, self._at_once = context.Pipe(duplex=False)
         # No max_tasks_per_child: in Python 3.11 an executor whose workers have all retired waits for ever.
-        self._pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), initializer=_begin)
+        self._pool = ProcessPoolExecutor(n, context, initializer=_begin, initargs=(ours,))
         self._begun: list[Future[Any]] = []
 
     def submit(
         self, function: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs
     ) -> Future[Result]:
         """Let a process do this."""
-        # It may be started for it, with the signals blocked that are blocked here.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {_ENOUGH, _AT_ONCE})
-        try:
+        with _sigint_blocked():  # of a process that is started for it, too: it waits until that has begun
             future = self._pool.submit(function, *args, **kwargs)
             self._begun.append(future)
             return future
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self) -> Workers:
         return self
@@ -59,26 +61,46 @@ class Workers:
     ) -> None:
         try:
             if kind is not None:
-                _signal_all(_ENOUGH)
-                wait(self._begun)
+                self._end_soon(kind)
         except BaseException:  # interrupted again
-            _signal_all(_AT_ONCE)
+            self._end_at_once()
             raise
-        finally:  # after the wait: in Python 3.11 a thread whose join is interrupted counts as ended
+        finally:  # after the waits: in Python 3.11 a thread whose join is interrupted counts as ended
             self._pool.shutdown(cancel_futures=True)
+            self._at_once.close()
+
+    def _end_soon(self, kind: type[BaseException]) -> None:
+        for child in self._children():
+            if child.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGINT)
+        if not issubclass(kind, Exception):  # Ctrl-C, or nobody listens any more
+            with suppress(Exception):  # a terminal that is gone must not end what is paid for
+                self._on_interrupt()
+        wait(self._begun)
+
+    def _end_at_once(self) -> None:
+        os.write(self._at_once.fileno(), bytes(self._n))  # each reads one
+        wait(self._begun, LAST_S)
+        for child in self._children():
+            child.kill()
+
+    def _children(self) -> set[BaseProcess]:
+        return set(multiprocessing.active_children()) - self._others
 
 
-def between_batches() -> Listener:
-    """Return a listener of a campaign that raises KeyboardInterrupt where a stage begins, once it is enough.
+def stop_when_enough() -> Listener:
+    """Return a listener that raises KeyboardInterrupt where a stage begins, once it is enough.
 
-    Nothing is lost there: all that was paid for is written down, and what was proposed is paid first next time.
+    In a campaign that pays in its own thread nothing is under way there: all that was paid for is written down, and
+    what was proposed is paid first next time.
     """
     before: str | None = None
 
     def listen(progress: Progress) -> None:
         nonlocal before
-        has_begun, before = progress.stage not in (None, before), progress.stage
-        if has_begun and _is_enough.is_set():
+        begins, before = progress.stage not in (None, INTERRUPTED, before), progress.stage
+        if begins and _is_enough:
             raise KeyboardInterrupt
 
     return listen
@@ -91,31 +113,42 @@ def at_work() -> Iterator[None]:
         yield
 
 
-def _signal_all(number: signal.Signals) -> None:
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, number)
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Keep SIGINT from this thread and from processes that it starts. Another thread, if there is one, may hear it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin() -> None:
+# ------------------------------------------------------------------- in a process of the pool
+def _begin(at_once: Connection) -> None:
     """What a process does first."""
-    for task in (_obey, _end_with_parent):
-        threading.Thread(target=task, daemon=True).start()
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _note_enough)
+    signal.siginterrupt(signal.SIGINT, False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_listen, args=(at_once,), daemon=True).start()
 
 
-def _obey() -> None:
-    while signal.sigwait({_ENOUGH, _AT_ONCE}) == _ENOUGH:
-        _is_enough.set()
-    processes.kill_all()
-    os._exit(1)
-
-
-def _end_with_parent() -> None:
-    """End after the batch that is paid for when the parent has died: a pool's processes wait for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # processes of a pool have one
-    parent.join()
-    _is_enough.set()
+def _listen(at_once: Connection) -> None:
+    """Wait until the parent says that this process is to end at once, or dies, and nobody takes what it finds."""
+    if os.read(at_once.fileno(), 1):
+        _end()
+    _note_enough()
     with _BUSY:
         os._exit(1)
+
+
+def _note_enough(*_: object) -> None:
+    global _is_enough
+    _is_enough = True
+
+
+def _end(*_: object) -> None:
+    """End this process and every program that it started, at once."""
+    processes.kill_all()
+    os._exit(1)

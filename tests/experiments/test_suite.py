@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from bbo.cli import app
 from bbo.errors import ConfigError, ConfigMismatchError
 from bbo.ledger import Ledger
+from bbo.progress import INTERRUPTED, Progress
 from bbo.steering import SteeredPrior
 from experiments.compare.catalogue import METHODS
 from experiments.compare.metering import CPU_SECONDS, EVALUATIONS
@@ -21,7 +23,10 @@ from experiments.compare.reading import read
 from experiments.compare.report.findings import ReportError
 from experiments.compare.running import run_all, run_one, waiting
 from experiments.compare.suite import Job, load_suite
+from experiments.compare.workers import stop_when_enough
 from smc.priors.training import TrainingSettings, train_denoiser
+from tests.interruptions import ctrl_c_allowed
+from tests.oracles.test_command import has_died
 
 ORACLE = """
 def value(design):
@@ -38,11 +43,16 @@ def slow(design):
     return float(design[0])
 
 def endless(design):
-    import pathlib, time
-    if design[0] > 0:
-        pathlib.Path(__file__).with_name("asked").touch()
-        time.sleep(600)
-    return float(design[0])
+    import os, pathlib, time
+    with pathlib.Path(__file__).with_name("asked").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(600)
+
+def deaf(design):
+    import os, pathlib, re
+    with pathlib.Path(__file__).with_name("asked").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    re.match("(a+)+$", "a" * 60 + "b")  # for years, without letting another thread of this process run
 
 def stopped(design):
     import pathlib
@@ -83,6 +93,57 @@ def written(folder, **changes):
     path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite | changes, sort_keys=False))
     return path
+
+
+def problem(function):
+    """Return a problem with an oracle of `lab.py`."""
+    prior = {"type": "denoiser", "path": "prior.safetensors"}
+    return {"prior": prior, "oracle": {"type": "function", "function": f"lab.py:{function}"}}
+
+
+@contextmanager
+def begun(folder, path, *overrides):
+    """Begin a suite by two processes, in a group of its own, which nothing of it outlives."""
+    arguments = ["compare", "run", str(path), *overrides, "--processes", "2"]
+    command = [sys.executable, "-c", "from bbo.cli import main; main()", *arguments]
+    with (folder / "said").open("w") as output, ctrl_c_allowed():
+        program = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, start_new_session=True)
+        try:
+            yield program
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+
+
+def said(folder):
+    """Return the lines that the suite has printed so far."""
+    return (folder / "said").read_text().splitlines()
+
+
+def asked(folder):
+    """Return the processes in which a design was asked for that is never answered."""
+    path = folder / "asked"
+    return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+def wait_until(is_so, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def n_queries(runs):
+    return len(read(runs).queries) if list(runs.glob("*/*/*/ledger.sqlite")) else 0
+
+
+def is_anybody_left(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def run(*arguments):
@@ -138,7 +199,9 @@ class TestFile:
             load_suite(written(folder, **{key: 1}))
 
     def test_a_key_methods_with_nothing_under_it(self, folder):
-        with pytest.raises(ConfigError, match="methods: there is none under it; leave the key out"):
+        with pytest.raises(
+            ConfigError, match="methods: expected named sections, one for each, got None; leave the key out"
+        ):
             load_suite(written(folder, methods=None))
 
     @pytest.mark.parametrize("problems", [None, [], {}, "airfoil"])
@@ -254,102 +317,105 @@ class TestRunning:
         assert comparison.queries["value"].isna().all()
         assert len(comparison.only([Job(1, "mine", "prior")]).campaigns) == 0
 
-    def test_closed_it_begins_no_other_campaign(self, folder):
-        """Closing is what an interruption does: what runs is waited for, what waits is not begun."""
-        path = written(folder)
-        going = run_all(path, (), load_suite(path).jobs, 1)
+    def test_closed_it_begins_no_other_campaign_and_ends_those_that_run(self, folder):
+        """Closing is what an interruption of the consumer does."""
+        path = written(folder, problems={"quick": problem("value"), "slow": problem("slow")})
+        jobs = sorted(load_suite(path).jobs, key=lambda job: (job.method != "prior", job))
+        going = run_all(path, ("suite.budget=200",), jobs, 2)
         first = next(going)
+        slow = folder / "runs/slow/prior/seed-0"
+        wait_until(lambda: Ledger.exists(slow))
         going.close()
-        started = list((folder / "runs").glob("*/*/*/ledger.sqlite"))
-        assert first.refusal is None
-        assert len(started) <= 2
+        assert (str(first.job), first.refusal) == ("quick/prior/seed-0", None)
+        found = read(folder / "runs").campaigns.set_index(["problem", "seed"])
+        assert set(found["method"]) == {"prior"}
+        assert len(found) <= 3
+        assert found.loc[("slow", 0), "n_queries"] < 200
 
     def test_it_is_interrupted_and_goes_on(self, folder):
         """Killed in the middle with every process: what was paid for is kept, and the rest is run."""
-        problems = yaml.safe_load(written(folder).read_text())["problems"]
-        problems["mine"]["oracle"]["function"] = "lab.py:slow"
-        path = written(folder, problems=problems)
-        command = [sys.executable, "-c", "from bbo.cli import main; main()", "compare", "run", str(path)]
-        started = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        runs = folder / "runs"
-        deadline = time.monotonic() + 60
-        while not list(runs.glob("*/*/*/ledger.sqlite")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
+        path = written(folder, problems={"mine": problem("slow")})
+        with begun(folder, path) as program:
+            wait_until(lambda: n_queries(folder / "runs") > 0)
+            os.killpg(program.pid, signal.SIGKILL)
         assert waiting(load_suite(path))
         result = run("run", path, "--processes", 1)
         assert result.exit_code == 0, result.output
         assert waiting(load_suite(path)) == []
 
     def test_processes_end_when_the_one_that_began_them_is_killed(self, folder):
-        problems = yaml.safe_load(written(folder).read_text())["problems"]
-        problems["mine"]["oracle"]["function"] = "lab.py:slow"
-        path = written(folder, problems=problems)
-        command = [sys.executable, "-c", "from bbo.cli import main; main()", "compare", "run", str(path)]
-        started = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while not list((folder / "runs").glob("*/*/*/ledger.sqlite")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        started.kill()
-        started.wait()
-        while _is_anybody_left(started.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-    def started(self, folder, function):
-        """Start a suite of this oracle in a process group of its own."""
-        problems = yaml.safe_load(written(folder).read_text())["problems"]
-        problems["mine"]["oracle"]["function"] = f"lab.py:{function}"
-        arguments = ["compare", "run", str(written(folder, problems=problems)), "suite.budget=400"]
-        command = [sys.executable, "-c", "from bbo.cli import main; main()", *arguments, "--processes", "2"]
-        return subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        path = written(folder, problems={"mine": problem("slow")})
+        with begun(folder, path, "suite.budget=4000") as program:
+            wait_until(lambda: n_queries(folder / "runs") > 0)
+            program.kill()
+            program.wait()
+            wait_until(lambda: not is_anybody_left(program.pid), 60)
+        found = read(folder / "runs").campaigns
+        assert (found["n_queries"] % 4 == 0).all()
+        assert found["n_in_doubt"].sum() == 0
 
     @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to it alone", "to all, as a terminal does"])
-    def test_ctrl_c_ends_campaigns_after_the_batch_that_is_paid_for(self, folder, send):
-        with self.started(folder, "slow") as program:
+    def test_ctrl_c_stops_when_what_is_paid_for_is_answered(self, folder, send):
+        path = written(folder, problems={"mine": problem("slow")})
+        with begun(folder, path, "suite.budget=4000") as program:
             wait_until(lambda: n_queries(folder / "runs") >= 12)
             send(program.pid, signal.SIGINT)
-            said, _ = program.communicate(timeout=60)
-        assert program.returncode == 130
-        assert "stops after the batches that are paid for" in said
-        assert said.endswith("stopped; run the same command again to continue\n")
-        assert "Traceback" not in said
+            assert program.wait(60) == 130
+        assert said(folder)[-2:] == [
+            "stops when what is being paid for is answered; Ctrl-C again stops at once",
+            "stopped; run the same command again to continue",
+        ]
+        assert "Traceback" not in "".join(said(folder))
         found = read(folder / "runs").campaigns
         assert not found["is_finished"].any()
         assert (found["n_queries"] % 4 == 0).all()
         assert found["n_in_doubt"].sum() == 0
 
-    @pytest.mark.parametrize("second", [os.kill, os.killpg], ids=["alone", "all"])
-    @pytest.mark.parametrize("first", [os.kill, os.killpg], ids=["alone", "all"])
-    def test_a_second_ctrl_c_ends_them_at_once(self, folder, first, second):
-        with self.started(folder, "endless") as program:
-            wait_until((folder / "asked").exists)
+    @pytest.mark.parametrize(
+        ("first", "second", "kind"),
+        [
+            (os.kill, os.kill, "function"),
+            (os.kill, os.killpg, "command"),
+            (os.killpg, os.kill, "command"),
+            (os.killpg, os.killpg, "function"),
+            (os.kill, os.kill, "deaf function"),
+        ],
+        ids=["alone, alone", "alone, all", "all, alone", "all, all", "deaf"],
+    )
+    def test_a_second_ctrl_c_stops_at_once_with_the_programs_of_oracles(self, folder, first, second, kind):
+        (folder / "endless.sh").write_text(f"echo $$ >> {folder / 'asked'}; sleep 600")
+        command = {"type": "command", "command": ["sh", str(folder / "endless.sh")]}
+        mine = problem("deaf" if kind == "deaf function" else "endless")
+        mine |= {"oracle": command} if kind == "command" else {}
+        with begun(folder, written(folder, problems={"mine": mine})) as program:
+            wait_until(lambda: len(asked(folder)) == 2)
             first(program.pid, signal.SIGINT)
-            said = ""
-            while "Ctrl-C again" not in said:
-                said += program.stdout.readline()
-            time.sleep(0.3)
+            wait_until(lambda: "Ctrl-C again" in "".join(said(folder)))
             second(program.pid, signal.SIGINT)
-            said += program.communicate(timeout=30)[0]
-        assert program.returncode == 130
-        assert "Traceback" not in said
-        wait_until(lambda: not _is_anybody_left(program.pid), 20)
+            assert program.wait(30) == 130
+            wait_until(lambda: not is_anybody_left(program.pid), 30)
+            wait_until(lambda: all(has_died(pid) for pid in asked(folder)), 30)
+        assert "Traceback" not in "".join(said(folder))
 
     def test_ctrl_c_while_processes_are_started(self, folder):
-        with self.started(folder, "slow") as program:
-            assert "0 of them finished" in program.stdout.readline()
+        with begun(folder, written(folder, problems={"mine": problem("slow")})) as program:
+            wait_until(lambda: "0 of them finished" in "".join(said(folder)))
             time.sleep(0.5)  # they import
             os.killpg(program.pid, signal.SIGINT)
-            said, _ = program.communicate(timeout=60)
-        assert program.returncode == 130
-        assert "Traceback" not in said
+            assert program.wait(60) == 130
+        assert "Traceback" not in "".join(said(folder))
+
+    def test_one_that_gave_up_and_is_interrupted_when_tried_again_has_still_given_up(
+        self, folder, monkeypatch
+    ):
+        path, job = written(folder, problems={"mine": problem("picky")}), Job(0, "mine", "prior")
+        run_one(path, (), job)
+        monkeypatch.setattr("experiments.compare.workers._is_enough", True)
+        with pytest.raises(KeyboardInterrupt):
+            run_one(path, (), job)
+        assert (
+            read(folder / "runs").campaigns["gave_up"].item().startswith("all 4 queries so far have failed")
+        )
 
     @pytest.mark.parametrize("is_idempotent", [True, False])
     def test_a_query_that_was_under_way_is_asked_again_where_that_costs_nothing(self, folder, is_idempotent):
@@ -406,25 +472,22 @@ class TestRunning:
         assert str(result.exception) == "no method 'fewer' is finished here; did you mean 'few'?"
 
 
-def wait_until(is_so, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+class TestListener:
+    def listen(self, *stages):
+        """Return at which of these stages, one after the other, a campaign would be stopped."""
+        listener, stopped = stop_when_enough(), []
+        for stage in stages:
+            try:
+                listener(Progress(8, stage=stage))
+            except KeyboardInterrupt:
+                stopped.append(stage)
+        return stopped
 
-
-def n_queries(runs):
-    if not list(runs.glob("*/*/*/ledger.sqlite")):
-        return 0
-    return len(read(runs).queries)
-
-
-def _is_anybody_left(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    def test_it_stops_where_a_stage_begins_and_not_while_answers_come(self, monkeypatch):
+        assert self.listen(None, "oracle", "oracle", None, "fit") == []
+        monkeypatch.setattr("experiments.compare.workers._is_enough", True)
+        assert self.listen(None, "oracle", "oracle", None, "fit") == ["oracle", "fit"]
+        assert self.listen(None, INTERRUPTED) == []
 
 
 class TestCheck:

@@ -54,7 +54,7 @@ def gather(
 
     jobs: what counts, with as many queries as `budget` at least; none for all campaigns that are there.
     """
-    measures = measured(comparison, problems, say)
+    everything = comparison
     comparison = comparison.only(jobs, budget) if jobs else comparison
     campaigns = comparison.campaigns
     problem_names = list(dict.fromkeys(job.problem for job in jobs))
@@ -64,13 +64,13 @@ def gather(
         raise ReportError(
             f"none of the suite's campaigns in {comparison.root} is finished yet; run the suite to its end"
         )
-    table = summary(found, comparison, measures)
     overall = Overall.of(found)
     optima = {name: problem.optimum for name, problem in problems.items()}
     methods = list(dict.fromkeys([*method_names, *(name for contest in found for name in contest.methods)]))
     present = [name for name in methods if any(name in contest.methods for contest in found)]
     if ours not in present and ours != OURS:
         raise ReportError(f"no method {ours!r} is finished here{did_you_mean(ours, present)}")
+    table = summary(found, comparison, measured(everything, problems, say))
     return Findings(
         comparison,
         found,
