@@ -1,7 +1,7 @@
 """Budget curves against everyone: the figures of the standard suite (`experiments/suites/standard.yaml`).
 
 For each problem, with its name in front, what `experiments/compare/figures.py` says: queries that ours needs to reach
-the best other method's median value after 256, and each fine-tuning method's; the second opinion; the feasible share
+the best other method's median value at the end, and each fine-tuning method's; the second opinion; the feasible share
 and the diversity of the last 64 designs. Besides:
 
 campaigns               how many are finished, of all methods, problems and seeds

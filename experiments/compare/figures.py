@@ -1,9 +1,9 @@
 """The figures of a comparison that its issue asks for, flat: {figure: value}, each with its problem in front.
 
-queries_to_best_other            queries that ours needs to reach the best other method's median value after 256
+queries_to_best_other            queries that ours needs to reach the best other method's median value at the end
 queries_to_METHOD, times_fewer_than_METHOD
-                                 for each fine-tuning method: what ours needs to reach its median value after 256, and
-                                 256 over that
+                                 for each fine-tuning method: what ours needs to reach its median value at the end, and
+                                 how often that goes into the queries of a campaign
 second_opinion, second_opinion_returned, second_opinion_asked
                                  the other oracle's value over the first one's, median over the 16 best designs of every
                                  seed that returned; how many did, of how many
@@ -25,8 +25,6 @@ import pandas as pd
 from experiments.compare.statistics import queries_to_match
 from experiments.compare.summary import Contest
 
-AT = 256
-"""Queries after which the others are met."""
 OURS = "ours"
 FINE_TUNING = ("seiko", "ddpo", "draft")
 """How the names of the fine-tuning methods begin, variants included."""
@@ -34,31 +32,30 @@ EQUAL = 0.05
 """Share of the way from the first batch to the best method by which one may be worse and is still as good."""
 
 
-def figures(
-    found: Sequence[Contest], table: pd.DataFrame, ours: str = OURS, at: int = AT
-) -> dict[str, float | bool]:
+def figures(found: Sequence[Contest], table: pd.DataFrame, ours: str = OURS) -> dict[str, float | bool]:
     """Return the figures of every problem that `ours` was finished on, besides another method.
 
-    table: the summary of the same contests. at: as many queries as the shortest run has, where that is fewer.
+    table: the summary of the same contests.
     """
     told: dict[str, float | bool] = {}
     for contest in found:
         if ours in contest.methods and len(contest.methods) > 1:
             rows = table[table["problem"] == contest.problem].set_index("method")
             slack = EQUAL * (contest.scale[1] - contest.scale[0]) if contest.scale is not None else 0.0
-            figure = {**_efficiency(contest, ours, min(at, contest.n_queries)), **_quality(rows, ours, slack)}
+            figure = {**_efficiency(contest, ours), **_quality(rows, ours, slack)}
             told |= {f"{contest.problem}_{name}": value for name, value in figure.items()}
     return told
 
 
-def _efficiency(contest: Contest, ours: str, at: int) -> dict[str, float]:
+def _efficiency(contest: Contest, ours: str) -> dict[str, float]:
+    end = contest.n_queries
     best = {method: runs.best for method, runs in contest.methods.items()}
     others = [theirs for method, theirs in best.items() if method != ours]
-    told = {"queries_to_best_other": queries_to_match(best[ours], others, at)}
+    told = {"queries_to_best_other": queries_to_match(best[ours], others, end)}
     for method, theirs in best.items():
         if method.startswith(FINE_TUNING) and method != ours:
-            needed = queries_to_match(best[ours], [theirs], at)
-            told |= {f"queries_to_{method}": needed, f"times_fewer_than_{method}": at / needed}
+            needed = queries_to_match(best[ours], [theirs], end)
+            told |= {f"queries_to_{method}": needed, f"times_fewer_than_{method}": end / needed}
     return told
 
 
