@@ -3,6 +3,8 @@
 final        interquartile mean over the seeds of the best value at the end, a column a problem, the best in bold
 overall      the same over all problems, each normalised: 0 is the first batch, 1 the best method's median
 the rest     median over the problems of what the summary has for each
+
+A method that has fewer seeds than others, on any problem, says so.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from bbo.report.html import count
 from bbo.report.numbers import number
 from experiments.compare.report.words import NONE
 from experiments.compare.summary import Overall
@@ -32,7 +35,8 @@ def markdown(summary: pd.DataFrame, overall: Overall | None) -> str:
     rest = [name for name in dict.fromkeys(summary["method"]) if name not in scores]
     methods = [*scores, *rest]
     final = summary.pivot(index="method", columns="problem", values="final").reindex(methods)
-    columns = {"method": [f"`{name}`" for name in methods]}
+    n_seeds = summary.groupby("method")["n_seeds"].min().to_dict()
+    columns = {"method": [_named(name, n_seeds[name], max(n_seeds.values())) for name in methods]}
     if scores:
         columns["overall"] = _emboldened([scores.get(name, math.nan) for name in methods], ".2f")
     columns |= {problem: _emboldened(final[problem].tolist()) for problem in problems}
@@ -42,6 +46,10 @@ def markdown(summary: pd.DataFrame, overall: Overall | None) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cells) + " |" for cells in zip(*columns.values(), strict=True)]
     return "\n".join(lines) + "\n"
+
+
+def _named(method: str, n_seeds: int, most: int) -> str:
+    return f"`{method}`" if n_seeds == most else f"`{method}` ({count(n_seeds, 'seed')})"
 
 
 def _emboldened(values: Sequence[float], shape: str = "") -> list[str]:

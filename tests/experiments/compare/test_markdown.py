@@ -33,3 +33,14 @@ def test_one_problem_has_no_overall_value():
     header, _, *rows = table({("a", "ours", 0): [0, 1, 2, 3], ("a", "other", 0): [0, 1, 1, 1]})
     assert header[:2] == ["method", "a"]
     assert [row[0] for row in rows] == ["`ours`", "`other`"]
+
+
+def test_a_method_with_fewer_seeds_says_so():
+    _, _, *rows = table(
+        {
+            ("a", "ours", 0): [0, 1, 2, 3],
+            ("a", "ours", 1): [0, 1, 2, 3],
+            ("a", "other", 0): [0, 1, 1, 1],
+        }
+    )
+    assert [row[0] for row in rows] == ["`ours`", "`other` (1 seed)"]
