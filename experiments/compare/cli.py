@@ -23,8 +23,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-_MOST_JOBS = 6
-"""Campaigns that are named in a message."""
 SuiteFile = Annotated[Path, typer.Argument(help="Suite file (YAML).", metavar="SUITE", show_default=False)]
 
 
@@ -107,6 +105,7 @@ def report(
     With a folder alone, what was measured before is shown.
     """
     from bbo.errors import ConfigError, ConfigMismatchError
+    from bbo.report.html import count
     from experiments.compare.report import write_report
 
     def say(said: str) -> None:
@@ -136,11 +135,11 @@ def report(
     for path in (written.page, *written.files):
         typer.echo(str(path))
     if written.n_missing:
-        typer.echo(
-            f"not counted: {written.n_missing} campaigns that are not finished; the page lists them", err=True
-        )
+        missing = count(written.n_missing, "campaign")
+        typer.echo(f"not finished, and not counted: {missing}; the page lists them", err=True)
     if written.n_gave_up:
-        typer.echo(f"gave up: {written.n_gave_up} campaigns, which count; the page says why", err=True)
+        stuck = count(written.n_gave_up, "campaign")
+        typer.echo(f"gave up, and counted with what they had found: {stuck}; the page says why", err=True)
 
 
 def _warn_of_first_batch(settings: SuiteSettings) -> None:
@@ -154,11 +153,11 @@ def _warn_of_first_batch(settings: SuiteSettings) -> None:
 
 def _tell_refused(refused: Sequence[Done]) -> None:
     """Say why campaigns could not be finished, once for all that have the same reason."""
+    from experiments.compare.report.words import listed
+
     for reason in dict.fromkeys(done.refusal for done in refused):
-        jobs = [done.job for done in refused if done.refusal == reason]
-        more = f" and {len(jobs) - _MOST_JOBS} more" if len(jobs) > _MOST_JOBS else ""
-        names = ", ".join(map(str, jobs[:_MOST_JOBS])) + more
-        told = f"{names} {'was' if len(jobs) == 1 else 'were'} not finished: {reason}"
+        jobs = [str(done.job) for done in refused if done.refusal == reason]
+        told = f"{listed(jobs, 6)} {'was' if len(jobs) == 1 else 'were'} not finished: {reason}"
         typer.echo("", err=True)
         for line in told.splitlines():
             typer.echo(textwrap.fill(line, 79, break_long_words=False, break_on_hyphens=False), err=True)

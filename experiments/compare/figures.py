@@ -48,14 +48,13 @@ def figures(found: Sequence[Contest], table: pd.DataFrame, ours: str = OURS) -> 
 
 
 def _efficiency(contest: Contest, ours: str) -> dict[str, float]:
-    end = contest.n_queries
     best = {method: runs.best for method, runs in contest.methods.items()}
     others = [theirs for method, theirs in best.items() if method != ours]
-    told = {"queries_to_best_other": queries_to_match(best[ours], others, end)}
+    told = {"queries_to_best_other": queries_to_match(best[ours], others)}
     for method, theirs in best.items():
         if method.startswith(FINE_TUNING) and method != ours:
-            needed = queries_to_match(best[ours], [theirs], end)
-            told |= {f"queries_to_{method}": needed, f"times_fewer_than_{method}": end / needed}
+            needed = queries_to_match(best[ours], [theirs])
+            told |= {f"queries_to_{method}": needed, f"times_fewer_than_{method}": contest.n_queries / needed}
     return told
 
 

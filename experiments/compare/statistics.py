@@ -149,21 +149,14 @@ def median_reached(times: Float[np.ndarray, " runs"], n_queries: Int[np.ndarray,
     return float(survival.quantiles[over_half[0]]) if len(over_half) else math.inf
 
 
-def level_of(best: Float[np.ndarray, "runs queries"], at: int) -> float:
-    """Return the median over the runs of their best value after `at` queries; -inf where half have found nothing."""
-    if not 1 <= at <= best.shape[1]:
-        raise ValueError(f"the level after {at} queries is asked for, but runs have {best.shape[1]}")
-    return float(np.median(best[:, at - 1]))
-
-
 def queries_to_match(
-    ours: Float[np.ndarray, "runs queries"], others: Sequence[Float[np.ndarray, "runs queries"]], at: int
+    ours: Float[np.ndarray, "runs queries"], others: Sequence[Float[np.ndarray, "others queries"]]
 ) -> float:
-    """Return the queries that `ours` needs to reach the best of the others' median values after `at` queries.
+    """Return the queries that `ours` needs to reach the best of the others' median values at the end.
 
     The median over our runs, inf where half of them never do (`median_reached`).
     """
     if not others:
         raise ValueError("there is no other method to match")
-    target = max(level_of(best, at) for best in others)
+    target = max(float(np.median(best[:, -1])) for best in others)
     return median_reached(reached(ours, target), np.full(len(ours), ours.shape[1]))

@@ -13,7 +13,6 @@ from experiments.compare.statistics import (
     batch_means,
     best_so_far,
     interquartile_mean,
-    level_of,
     median_reached,
     normalised,
     queries_to_match,
@@ -143,14 +142,11 @@ def test_the_median_of_what_was_not_always_reached(times, n_queries, median):
 def test_the_queries_to_match_the_best_of_the_others():
     ours = array([1, 4, 4, 9], [2, 2, 6, 6], [0, 0, 0, 5])
     weak, strong = array([0, 1, 1, 1]), array([0, 2, 3, 9], [0, 1, 4, 9], [0, 1, 5, 9])
-    assert level_of(strong, 3) == 4
-    assert queries_to_match(ours, [weak, strong], at=3) == 3  # 2, 3 and 4 queries
-    assert queries_to_match(ours, [weak], at=3) == 1  # at 1: 1, 1 and 4
-    assert queries_to_match(ours, [weak, strong], at=4) == INF
-    assert level_of(array([-INF], [1.0]), 1) == -INF
-    with pytest.raises(ValueError, match="level after 5 queries is asked for, but runs have 4"):
-        level_of(ours, 5)
+    assert queries_to_match(ours, [weak[:, :3], strong[:, :3]]) == 3  # of 4: after 2, 3 and 4 queries
+    assert queries_to_match(ours, [weak]) == 1  # of 1: after 1, 1 and 4
+    assert queries_to_match(ours, [weak, strong]) == INF
+    assert queries_to_match(ours, [array([-INF], [1.0])]) == 1  # half have found nothing
     with pytest.raises(ValueError, match="no other method"):
-        queries_to_match(ours, [], at=1)
+        queries_to_match(ours, [])
     with pytest.raises(ValueError, match="a median needs a run"):
         median_reached(np.array([]), np.array([], dtype=int))
