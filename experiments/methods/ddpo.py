@@ -2,20 +2,23 @@
 
     maximise over θ   E[ Σ_t min( ratio_t·A, clip(ratio_t)·A ) ],     ratio_t = p_θ(x_s|x_t) / p_old(x_s|x_t)
 
-DDPO_IS of Black et al. 2023 (arXiv 2305.13301): a denoising step is an action, the outcome of the design at the end of
-the chain is the return of all its steps. No surrogate: what a round learns from are the outcomes of its own batch, on
-the very chains that led to these designs, in a few clipped steps of importance-sampled policy gradient; then the next
-batch is drawn. The advantage A is the outcome minus the batch's mean over the batch's std: the paper's statistics by
-prompt, for one prompt. A design that failed is taken to have the lowest outcome known.
+DDPO_IS of Black et al. 2023 (arXiv 2305.13301, section 4.3, where the estimator has that name and no number): a
+denoising step is an action, with the Gaussian density of eq. (2); the outcome of the design at the end of the chain is
+the return of all its steps; the clipping is the trust region that the section ends with. No surrogate: what a round
+learns from are the outcomes of its own batch, on the very chains that led to these designs, in a few clipped steps of
+importance-sampled policy gradient; then the next batch is drawn. The advantage A is the outcome minus the batch's mean
+over the batch's std, where the paper keeps running ones of each prompt (appendix D.3). A design that failed is taken to
+have the lowest outcome known.
 
 With `kl_coef` above 0 the objective is  E[ y ] - α·E[ Σ_t KL_t ]  with the KL to the pretrained chain: each action is
 credited with its outcome minus the KL of later steps, and its own KL is differentiated. The KL is subtracted; the code
 published with DAS (arXiv 2501.05803) adds it to the advantage.
 
 Departures from the published code (github.com/kvablack/ddpo-pytorch): log-densities are summed over the numbers of a
-latent, as in the paper, where the code takes their mean, so that its clip range of 1e-4 is another number here; Adam
-has no weight decay; the last step of the chain, which has no noise, is no action, and the pretrained network stays
-there; all weights learn where the prior has a network of its own (LoRA there, `weights="lora"` here).
+latent, as in the paper, where the code takes their mean, so that its clip range of 1e-4 (the paper's appendix D.1) is
+another number here; Adam has no weight decay; the last step of the chain, which has no noise, is no action, and the
+pretrained network stays there; all weights learn where the prior has a network of its own (LoRA there,
+`weights="lora"` here).
 """
 
 from __future__ import annotations
@@ -167,9 +170,9 @@ class DDPO:
         total = 0.0
         for k, (t, s) in enumerate(policy.steps[:-1]):
             x, moved = paths.x[k, rows], paths.moved[k, rows]
-            kernel = gaussian(policy, x, t, s)
+            kernel = gaussian(policy, x, t, s)  # eq. (2)
             log_ratio = log_density(kernel, moved) - paths.log_density[k, rows]
-            gain = clipped_gain(log_ratio, advantage[k, rows], self.clip_range).mean()
+            gain = clipped_gain(log_ratio, advantage[k, rows], self.clip_range).mean()  # DDPO_IS
             if held is not None:
                 gain = gain - self.kl_coef * kl(kernel, GaussianKernel(held.mean[k, rows], kernel.std)).mean()
             torch.autograd.backward(-gain / len(paths.x))

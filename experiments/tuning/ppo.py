@@ -3,7 +3,8 @@
     maximise   E[ min( ratio·A, clip(ratio, 1 - ε, 1 + ε)·A ) ],      ratio = p_θ(x_s|x_t) / p_old(x_s|x_t)
 
 At p_θ = p_old the ratio is 1 and the gradient is that of REINFORCE, E[ A·∇log p_θ ]. (Schulman et al. 2017, arXiv
-1707.06347; for denoising chains Black et al. 2023, arXiv 2305.13301.)
+1707.06347; for denoising chains Black et al. 2023, arXiv 2305.13301, section 4.3: unclipped, the gradient is their
+DDPO_IS, and at p_θ = p_old their DDPO_SF.)
 """
 
 from __future__ import annotations
