@@ -29,7 +29,12 @@ def locate(campaign: Path) -> tuple[Path, str | None]:
     if not isinstance(section, dict) or not isinstance(directory, str):
         raise ConfigError(f"{campaign} names no campaign.directory")
     database = section.get("database")
-    return Path(directory), None if database is None else revealed(str(database))
+    return at_home(directory), None if database is None else revealed(str(database))
+
+
+def at_home(path: str) -> Path:
+    """Return the path, with ~ at its beginning as the home directory: no shell replaces it in `key.path=~/value`."""
+    return Path(os.path.expanduser(path))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

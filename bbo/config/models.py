@@ -26,6 +26,7 @@ from pydantic import (
     create_model,
 )
 
+from bbo.config.files import at_home
 from bbo.config.plugins import Plugin
 from bbo.config.registry import REGISTRY, resolve
 from bbo.config.secrets import revealed
@@ -280,7 +281,7 @@ def _value(value: Any, hint: Any, folder: Path) -> Any:
         return folder / value if (folder / value).exists() else value
     if isinstance(value, str) and Path in accepted:
         # An input that a constructor reads may be text; where something is written is a Path and nothing else.
-        return folder / value if str in accepted else Path(value)
+        return folder / at_home(value) if str in accepted else at_home(value)
     return value
 
 

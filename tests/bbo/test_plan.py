@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from bbo.config.describe import describe
+from bbo.config.files import locate
 from bbo.config.plan import load_plan
 from bbo.errors import ConfigError
 from bbo.places import Local, Ray
@@ -102,6 +103,15 @@ def test_overrides_change_and_add_sections(tmp_path, prior_file):
     )
     assert plan.settings.seed == 5
     assert plan.method == replace(SteeredPrior(), sampler=SamplerConfig(guidance=None))
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, prior_file, monkeypatch):
+    """As in a shell, which leaves it to the program in campaign.directory=~/mine."""
+    monkeypatch.setenv("HOME", str(prior_file.parent))
+    path = written(tmp_path, Path("~") / prior_file.name)
+    assert load_plan(path, ["campaign.directory=~/mine"]).directory == prior_file.parent / "mine"
+    path.write_text("campaign: {directory: ~/mine}")
+    assert locate(path)[0] == prior_file.parent / "mine"
 
 
 def test_a_plan_runs(tmp_path, prior_file):

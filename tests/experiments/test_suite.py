@@ -24,6 +24,10 @@ class TestFile:
         assert len(jobs) == len(set(jobs)) == 4
         assert [job.seed for job in jobs] == [0, 0, 1, 1]
 
+    def test_a_tilde_is_the_home_directory(self, folder, monkeypatch):
+        monkeypatch.setenv("HOME", str(folder))
+        assert load_suite(written(folder), ["suite.directory=~/mine"]).settings.directory == folder / "mine"
+
     def test_without_methods_all_run_at_their_defaults(self, folder):
         path = written(folder)
         raw = yaml.safe_load(path.read_text())
