@@ -37,9 +37,15 @@ class DigitClassifier:
     out_bias: Float[Tensor, " 10"]
 
     def logits(self, images: Float[Tensor, "n 1 8 8"]) -> Float[Tensor, "n 10"]:
-        """Return the log-probabilities of the ten digits, each row up to a constant; differentiable."""
-        active = torch.relu(torch.nn.functional.linear(images.flatten(1), self.hidden, self.hidden_bias))
-        return torch.nn.functional.linear(active, self.out, self.out_bias)
+        """Return the log-probabilities of the ten digits, each row up to a constant; differentiable.
+
+        Computed on the device of the images.
+        """
+        hidden, hidden_bias, out, out_bias = (
+            tensor.to(images.device) for tensor in (self.hidden, self.hidden_bias, self.out, self.out_bias)
+        )
+        active = torch.relu(torch.nn.functional.linear(images.flatten(1), hidden, hidden_bias))
+        return torch.nn.functional.linear(active, out, out_bias)
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors."""
