@@ -45,13 +45,20 @@ class Denoised:
         return cls(x0, (x - signal * x0) / noise, signal, noise)
 
     @property
+    def is_noise(self) -> bool:
+        """Whether at most 1e-4 of the variance is signal: a latent says nothing of x0, and ∂x0/∂x_t is a trained
+        network's error.
+        """
+        return self.signal**2 <= 1e-4
+
+    @property
     def tweedie(self) -> float:
         """Return the factor noise²/signal in Cov(x0|x_t) = noise²/signal · ∂x0/∂x_t (Tweedie, second order).
 
-        It is 0 where less than 1e-4 of the variance is signal: a latent says nothing of x0 there, and the factor would
-        multiply a trained network's errors by thousands. It is 0, too, where x0 is no posterior mean.
+        It is 0 for pure noise, where it would multiply a network's errors by thousands, and where x0 is no posterior
+        mean.
         """
-        return self.noise**2 / self.signal if self.is_mean and self.signal**2 > 1e-4 else 0.0
+        return self.noise**2 / self.signal if self.is_mean and not self.is_noise else 0.0
 
     def overwritten(self, target: Int[Tensor, " m"], source: Int[Tensor, " m"]) -> Denoised:
         """Return the estimates with the rows `target` replaced by those of `source`."""

@@ -99,8 +99,10 @@ class PosteriorVariance:
 
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return log ψ_t of a Gaussian x0 under a parabola, and the share b/τ of the gradient."""
-        # A trained network's ∂x̂_0/∂x_t is no covariance: where it says below 0, nothing is uncertain.
-        variance = (at.denoised.tweedie * row_dot(at.grad_x0.float(), at.grad_x.float())).clamp(min=0)
+        along = row_dot(at.grad_x0.float(), at.grad_x.float())
+        # A trained network's ∂x̂_0/∂x_t is no covariance: where it says below 0, nothing is uncertain. Clamped on a CPU,
+        # -0 stays -0, and max_shift / -0 would be -inf: + 0.0 takes its sign away.
+        variance = (at.denoised.tweedie * along).clamp(min=0) + 0.0
         tau = variance.sqrt()
         step = (at.denoised.tweedie / tau).masked_fill(tau == 0, 0.0)
         ahead = at.log_potential(at.denoised.x0 + per_row(step, at.grad_x) * at.grad_x)
@@ -109,4 +111,7 @@ class PosteriorVariance:
         log_psi = at.value + shift * (tau - 0.5 * (1 + bend) * shift) - 0.5 * torch.log1p(bend)
         # b/τ, and its limit 1/(1+c) where nothing is uncertain
         share = torch.minimum(1 / (1 + bend), self.max_shift / tau)
+        if at.denoised.is_noise:  # ∂x̂_0/∂x_t is an error: where it has the wrong sign, too, it guides nobody
+            log_psi = torch.where(along < 0, at.value, log_psi)
+            share = share.masked_fill(along < 0, 0.0)
         return log_psi + 0 * ahead, share  # an answer that is not finite leaves the twist unknown

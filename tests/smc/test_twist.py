@@ -87,7 +87,10 @@ def test_the_shift_is_bounded():
 
 
 def outlook(grad_x0, grad_x, ahead, tweedie=(0.6, 0.8)):
-    """Return what two particles of one coordinate see: value 1, and `ahead` one std further."""
+    """Return what two particles of one coordinate see: value 1, and `ahead` one std further.
+
+    tweedie: signal and noise, and whether the estimate is a posterior mean.
+    """
     x0 = torch.zeros(2, 1)
     denoised = Denoised(x0, x0, *tweedie)
     return Outlook(denoised, lambda _: torch.full((2,), ahead), torch.ones(2), grad_x0, grad_x)
@@ -121,12 +124,41 @@ def test_latents_with_next_to_no_signal_say_nothing_of_the_variance(share):
         (torch.zeros(2, 1), torch.zeros(2, 1), (0.6, 0.8)),  # a flat potential
         (torch.ones(2, 1), -torch.ones(2, 1), (0.6, 0.8)),  # a network whose derivative is no covariance
         (torch.ones(2, 1), torch.ones(2, 1), (0.0, 1.0)),  # pure noise
+        (torch.ones(2, 1), torch.ones(2, 1), (0.6, 0.8, False)),  # a consistency model
+        (torch.ones(2, 1), -torch.ones(2, 1), (0.6, 0.8, False)),  # 0 times a negative number is -0
     ],
 )
 def test_where_no_variance_is_known_the_point_estimate_remains(grad_x0, grad_x, tweedie):
     log_psi, share = PosteriorVariance()(outlook(grad_x0, grad_x, ahead=1.0, tweedie=tweedie))
     assert torch.equal(log_psi, torch.ones(2))
     assert torch.equal(share, torch.ones(2))
+
+
+def test_in_pure_noise_a_derivative_of_the_wrong_sign_guides_nobody():
+    """It is the network's error whatever its sign, as the latent says nothing of x0."""
+    g = torch.ones(2, 1)
+    log_psi, share = PosteriorVariance()(
+        outlook(g, torch.tensor([[-1.0], [1.0]]), ahead=0.0, tweedie=(0.0, 1.0))
+    )
+    bend = 2.0
+    torch.testing.assert_close(log_psi, torch.tensor([1.0, 1 - 0.5 * math.log(1 + bend)]))
+    torch.testing.assert_close(share, torch.tensor([0.0, 1 / (1 + bend)]))
+
+
+def test_in_pure_noise_nothing_counts_as_not_finite():
+    """Of a network that answers with the opposite of its input: every derivative has the wrong sign."""
+
+    def answer(x0, _):
+        return 3 * x0[:, 0]
+
+    class Opposite(GaussianPrior):
+        def denoise(self, x, t):
+            return replace(super().denoise(x, t), x0=-x, signal=0.0, noise=1.0)
+
+    prior = Opposite(torch.zeros(1), 1.0, n_steps=10)
+    _, ahead, not_finite = looked(prior, answer, prior.steps[0][0], PosteriorVariance())
+    assert not not_finite.is_bad.any()
+    assert torch.equal(ahead.grad.abs(), torch.zeros(64, 1))
 
 
 def test_a_flat_potential_is_known_and_leads_nowhere():
