@@ -1,7 +1,7 @@
 """What sampling from a diffusers pipeline costs beyond its networks: `sample` against a bare loop of the same networks.
 
 step_ratio         time of `sample` a step over the bare loop's, with the twist that makes the same calls: the slowest
-                   of four families of tiny pipelines; on a CUDA device for one of Stable Diffusion 1.5's size
+                   of four families of tiny pipelines
 step_ratio_KIND    the same for each family
 default_ratio      the same with the default twist, which decodes and values images once more a step, without gradient
 memory_ratio       peak memory of `sample` over the bare loop's, above what is resident before either; median of pairs
@@ -11,7 +11,12 @@ particles_24gb     the most that 24 GB hold at a time by those two numbers, and 
 particles_80gb
 
 The bare loop predicts, guides, decodes and takes one gradient a step, through the same modules with the same settings:
-no kernel, no weights, no noise. The last three need some minutes and 15 GB on a CPU and are left out of --quick.
+no kernel, no weights, no noise. The last four need some minutes and 15 GB on a CPU and are left out of --quick.
+
+Where there is a CUDA device all of it is measured there, for networks of Stable Diffusion 1.5's size alone, once with
+weights in float32 and once in float16 (`step_ratio_float16`), and in seconds as well:
+
+ms_per_particle_step   what a step of one of four particles takes, guided, at the default twist
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +42,9 @@ from experiments.tiny_pipelines import KINDS, sd15_sized
 from smc.look_ahead import LogPotential
 from smc.prior import rows_of
 from smc.priors.pipelines import (
+    Dtype,
     LatentConsistencyPrior,
+    Precision,
     Prompting,
     StableDiffusion3Prior,
     StableDiffusionPrior,
@@ -65,15 +72,21 @@ class Load:
     n_steps: int
     size: int
     device: str = "cpu"
+    weights: Dtype = Dtype.FLOAT32
 
     def prior(self) -> LatentPrior:
-        """Return the prior, with random weights from seed 0."""
-        with torch.random.fork_rng():
+        """Return the prior, with random weights from seed 0, made on its device."""
+        with torch.random.fork_rng(), torch.device(self.device):
             torch.manual_seed(0)
             pipeline = sd15_sized() if self.kind == "sd15_sized" else KINDS[self.kind]({})
         cls = PRIORS.get(self.kind, StableDiffusionPrior)
         made: LatentPrior = cls.from_pipeline(
-            pipeline, Prompting(("a cat",), 5.0), n_steps=self.n_steps, height=self.size, width=self.size
+            pipeline.to(self.weights.torch),
+            Prompting(("a cat",), 5.0),
+            n_steps=self.n_steps,
+            height=self.size,
+            width=self.size,
+            precision=Precision(self.weights),
         )
         return made.to(self.device)
 
@@ -109,16 +122,21 @@ def full_sampler(prior: LatentPrior, load: Load, twist: Twist) -> None:
 Run = Callable[[LatentPrior, Load, Twist], None]
 
 
-def time_ratios(load: Load, n_pairs: int) -> tuple[float, float]:
-    """Return the median ratios of times over pairs of runs: with the same calls, and at the default twist."""
+def times_of(load: Load, n_pairs: int) -> dict[str, float]:
+    """Return the figures of time of a prior that is made first, in a process of its own."""
     torch.set_num_threads(1)
-    prior = load.prior()
-    same, default = [], []
+    return times(load.prior(), load, n_pairs)
+
+
+def times(prior: LatentPrior, load: Load, n_pairs: int) -> dict[str, float]:
+    """Return the median ratios of times over pairs of runs, and milliseconds a particle and step."""
+    rounds = []
     for _ in range(n_pairs + 1):  # the first round warms up
         bare = _seconds(bare_loop, prior, load, SAME_CALLS)
-        same.append(_seconds(full_sampler, prior, load, SAME_CALLS) / bare)
-        default.append(_seconds(full_sampler, prior, load, DEFAULT) / bare)
-    return float(np.median(same[1:])), float(np.median(default[1:]))
+        same, default = (_seconds(full_sampler, prior, load, twist) for twist in (SAME_CALLS, DEFAULT))
+        rounds.append((same / bare, default / bare, 1e3 * default / (load.n_particles * load.n_steps)))
+    medians = np.median(rounds[1:], axis=0).tolist()
+    return dict(zip(("step_ratio", "default_ratio", "ms_per_particle_step"), medians, strict=True))
 
 
 def _seconds(run: Run, prior: LatentPrior, load: Load, twist: Twist) -> float:
@@ -135,19 +153,22 @@ def _seconds(run: Run, prior: LatentPrior, load: Load, twist: Twist) -> float:
 
 
 def peak_gib(run: Run, load: Load) -> tuple[float, float]:
-    """Return GiB in use before a run, and how far the run raises that at most. On a CPU: Linux only."""
+    """Return GiB in use before a run, and how far the run raises that at most, of this process; Linux only."""
     torch.set_num_threads(1)
     prior = load.prior()
-    if load.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**30
-        run(prior, load, DEFAULT)
-        return before, torch.cuda.max_memory_allocated() / 2**30 - before
     run(prior, Load(load.kind, 1, 2, load.size), DEFAULT) if load.kind != "sd15_sized" else None
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak that loading left
     before = _status_gib("VmRSS")
     run(prior, load, DEFAULT)
     return before, _status_gib("VmHWM") - before
+
+
+def gpu_peak_gib(run: Run, prior: LatentPrior, load: Load) -> float:
+    """Return how many GiB of a GPU a run takes at most, besides the prior."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(prior, load, DEFAULT)
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def _status_gib(name: str) -> float:
@@ -163,24 +184,48 @@ def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def measure(options: harness.Options) -> harness.Figures:
     """Return the figures of this benchmark."""
-    has_cuda = torch.cuda.is_available()
-    n_particles, n_steps = (4, 3) if options.is_quick else (8, 4)
-    loads = {kind: Load(kind, n_particles, n_steps, 32) for kind in PRIORS}
-    if has_cuda:
-        loads = {"sd15_sized": Load("sd15_sized", 4, 6, 512, "cuda")}
     n_pairs = 1 if options.is_quick else options.n_seeds
-    largest = next(iter(loads.values())) if has_cuda else Load("stable_diffusion", 2 * n_particles, 3, 96)
-    figures = {"memory_ratio": float(np.median([_memory_ratio(largest) for _ in range(n_pairs)]))}
-    if not options.is_quick:
-        figures |= capacity("cuda" if has_cuda else "cpu")
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_name())
+        return on_gpu(n_pairs)
+    return on_cpu(n_pairs, options.is_quick)
+
+
+def on_cpu(n_pairs: int, is_quick: bool) -> dict[str, float]:
+    """Return the figures of four families of tiny pipelines, and the memory of one that is not tiny."""
+    n_particles, n_steps = (4, 3) if is_quick else (8, 4)
+    largest = Load("stable_diffusion", 2 * n_particles, 3, 96)
+    memory = {"memory_ratio": float(np.median([_memory_ratio(largest) for _ in range(n_pairs)]))}
+    if not is_quick:
+        (rest, one), (_, two) = (
+            in_a_process(peak_gib, full_sampler, Load("sd15_sized", n, 2, 512)) for n in (1, 2)
+        )
+        print(f"at rest {rest:.2f} GiB, one particle {one:.2f} more, two {two:.2f} more")
+        memory |= capacity(one, two, Dtype.FLOAT32)
     os.environ.update(KEEPS_MEMORY)  # processes read it when they start; memory is measured without it
-    ratios = {kind: in_a_process(time_ratios, load, n_pairs) for kind, load in loads.items()}
+    found = {kind: in_a_process(times_of, Load(kind, n_particles, n_steps, 32), n_pairs) for kind in PRIORS}
     return {
-        "step_ratio": max(same for same, _ in ratios.values()),
-        **{f"step_ratio_{kind}": same for kind, (same, _) in ratios.items()},
-        "default_ratio": max(default for _, default in ratios.values()),
-        **figures,
+        "step_ratio": max(figures["step_ratio"] for figures in found.values()),
+        **{f"step_ratio_{kind}": figures["step_ratio"] for kind, figures in found.items()},
+        "default_ratio": max(figures["default_ratio"] for figures in found.values()),
+        **memory,
     }
+
+
+def on_gpu(n_pairs: int) -> dict[str, float]:
+    """Return the figures of networks of Stable Diffusion 1.5's size, in float32 and in float16."""
+    found: dict[str, float] = {}
+    for weights in (Dtype.FLOAT32, Dtype.FLOAT16):
+        load = Load("sd15_sized", 4, 6, 512, "cuda", weights)
+        prior = load.prior()
+        figures = times(prior, load, n_pairs)
+        one, two, ours = (
+            gpu_peak_gib(full_sampler, prior, replace(load, n_particles=n)) for n in (1, 2, load.n_particles)
+        )
+        figures["memory_ratio"] = ours / gpu_peak_gib(bare_loop, prior, load)
+        figures |= capacity(one, two, weights)
+        found |= {f"{name}_{weights.value}": value for name, value in figures.items()}
+    return found
 
 
 def _memory_ratio(load: Load) -> float:
@@ -190,18 +235,15 @@ def _memory_ratio(load: Load) -> float:
     return float(ours / bare)
 
 
-def capacity(device: str) -> dict[str, float]:
-    """Return how many particles of Stable Diffusion 1.5's size fit, from one and from two of them."""
-    rest, one = in_a_process(peak_gib, full_sampler, Load("sd15_sized", 1, 2, 512, device))
-    _, two = in_a_process(peak_gib, full_sampler, Load("sd15_sized", 2, 2, 512, device))
+def capacity(one: float, two: float, weights: Dtype) -> dict[str, float]:
+    """Return how many particles of Stable Diffusion 1.5's size fit, from the GiB that one takes and that two take."""
     each = two - one
-    weights = sum(p.numel() * p.element_size() for p in _parameters()) / 2**30
-    print(f"at rest {rest:.2f} GiB, one particle {one:.2f} more, two {two:.2f} more")
+    at_rest = sum(p.numel() * weights.torch.itemsize for p in _parameters()) / 2**30
     most = {
-        f"particles_{gb}gb": float(int((gb * 1e9 / 2**30 - weights - (one - each)) // each))
+        f"particles_{gb}gb": float(int((gb * 1e9 / 2**30 - at_rest - (one - each)) // each))
         for gb in (24, 80)
     }
-    return {"gib_per_particle": each, "gib_at_rest": weights, **most}
+    return {"gib_per_particle": each, "gib_at_rest": at_rest, **most}
 
 
 def _parameters() -> list[Tensor]:
