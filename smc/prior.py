@@ -46,9 +46,7 @@ class Denoised:
 
     @property
     def is_noise(self) -> bool:
-        """Whether at most 1e-4 of the variance is signal: a latent says nothing of x0, and ∂x0/∂x_t is a trained
-        network's error.
-        """
+        """Whether at most 1e-4 of the variance is signal: such a latent tells the posterior's mean nothing."""
         return self.signal**2 <= 1e-4
 
     @property

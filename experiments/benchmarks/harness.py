@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 Figures = Mapping[str, float | bool]
 PACKAGES = ("torch", "botorch", "gpytorch", "numpy", "safetensors", "ray")
 
@@ -57,6 +59,7 @@ def circumstances() -> dict[str, object]:
         + ("+changes" if _git("status", "--porcelain") else ""),
         "load_average": os.getloadavg()[0],
         "n_cpus": os.cpu_count() or 0,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 

@@ -13,10 +13,14 @@ particles_80gb
 The bare loop predicts, guides, decodes and takes one gradient a step, through the same modules with the same settings:
 no kernel, no weights, no noise. The last four need some minutes and 15 GB on a CPU and are left out of --quick.
 
-Where there is a CUDA device all of it is measured there, for networks of Stable Diffusion 1.5's size alone, once with
-weights in float32 and once in float16 (`step_ratio_float16`), and in seconds as well:
+Where there is a CUDA device the same is measured there instead, for networks of Stable Diffusion 1.5's size alone,
+once with weights in float32 and once in float16: `step_ratio_float16`, and so on. Memory is what torch allocates, of
+one pair. In seconds as well:
 
-ms_per_particle_step   what a step of one of four particles takes, guided, at the default twist
+ms_per_particle_step   what a step of one of four particles takes at the default twist, averaged over six steps, the
+                       last of which is not guided
+
+--quick leaves float32 out.
 """
 
 from __future__ import annotations
@@ -122,8 +126,8 @@ def full_sampler(prior: LatentPrior, load: Load, twist: Twist) -> None:
 Run = Callable[[LatentPrior, Load, Twist], None]
 
 
-def times_of(load: Load, n_pairs: int) -> dict[str, float]:
-    """Return the figures of time of a prior that is made first, in a process of its own."""
+def made_and_timed(load: Load, n_pairs: int) -> dict[str, float]:
+    """Return the figures of time in this process, which makes the prior first."""
     torch.set_num_threads(1)
     return times(load.prior(), load, n_pairs)
 
@@ -186,8 +190,7 @@ def measure(options: harness.Options) -> harness.Figures:
     """Return the figures of this benchmark."""
     n_pairs = 1 if options.is_quick else options.n_seeds
     if torch.cuda.is_available():
-        print(torch.cuda.get_device_name())
-        return on_gpu(n_pairs)
+        return on_gpu(n_pairs, options.is_quick)
     return on_cpu(n_pairs, options.is_quick)
 
 
@@ -203,7 +206,9 @@ def on_cpu(n_pairs: int, is_quick: bool) -> dict[str, float]:
         print(f"at rest {rest:.2f} GiB, one particle {one:.2f} more, two {two:.2f} more")
         memory |= capacity(one, two, Dtype.FLOAT32)
     os.environ.update(KEEPS_MEMORY)  # processes read it when they start; memory is measured without it
-    found = {kind: in_a_process(times_of, Load(kind, n_particles, n_steps, 32), n_pairs) for kind in PRIORS}
+    found = {
+        kind: in_a_process(made_and_timed, Load(kind, n_particles, n_steps, 32), n_pairs) for kind in PRIORS
+    }
     return {
         "step_ratio": max(figures["step_ratio"] for figures in found.values()),
         **{f"step_ratio_{kind}": figures["step_ratio"] for kind, figures in found.items()},
@@ -212,10 +217,10 @@ def on_cpu(n_pairs: int, is_quick: bool) -> dict[str, float]:
     }
 
 
-def on_gpu(n_pairs: int) -> dict[str, float]:
+def on_gpu(n_pairs: int, is_quick: bool) -> dict[str, float]:
     """Return the figures of networks of Stable Diffusion 1.5's size, in float32 and in float16."""
     found: dict[str, float] = {}
-    for weights in (Dtype.FLOAT32, Dtype.FLOAT16):
+    for weights in (Dtype.FLOAT16,) if is_quick else (Dtype.FLOAT32, Dtype.FLOAT16):
         load = Load("sd15_sized", 4, 6, 512, "cuda", weights)
         prior = load.prior()
         figures = times(prior, load, n_pairs)

@@ -3,8 +3,9 @@
     python -m experiments.problems.train_digits_classifier [--out FILE]
 
 It learns one half of the digits that the prior learns from; the classifier that judges designs (`digits.py`) is
-of another kind and learns the other half. Some seconds on one core; every processor gives the same weights: training
-enlarges a difference of 1e-7 a hundred thousand times, so it computes in double precision.
+of another kind and learns the other half. Some seconds on one core; the same packages give the same weights on any
+processor, as far as single precision shows: training enlarges differences ten thousand times and more, so it computes
+in double precision.
 """
 
 from __future__ import annotations
