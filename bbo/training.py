@@ -14,7 +14,8 @@ from smc.priors.training import TrainingProgress, TrainingSettings, train_denois
 def train_prior_file(data: Path, out: Path, *, n_iterations: int, seed: int) -> None:
     """Train a denoiser on the rows of the .npy file `data` and write it to `out`.
 
-    Raises ConfigError when the file cannot be read, PriorError when its rows cannot be learnt from.
+    Raises ConfigError when the file cannot be read or `out` is there already, PriorError when the rows cannot be learnt
+    from.
     """
     try:
         X = np.load(data, allow_pickle=False)
@@ -28,6 +29,8 @@ def train_prior_file(data: Path, out: Path, *, n_iterations: int, seed: int) -> 
         raise ConfigError(
             f"cannot write {out}: {'it is' if out.is_dir() else 'there is no'} directory {out.parent}"
         )
+    if out.exists():  # a campaign goes on with the very weights that it began with
+        raise ConfigError(f"{out} is there already, and campaigns may belong to it; name a new file")
     columns = (TextColumn("training"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("training", total=n_iterations, loss="")

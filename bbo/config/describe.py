@@ -102,9 +102,11 @@ def check_same(
         if old.get(path) != new.get(path)
     ]
     if differences:
+        is_other_prior = old.get("prior.fingerprint") != new.get("prior.fingerprint")
         raise ConfigMismatchError(
             f"the {what} {where} was started with other settings: {'; '.join(differences)}. "
-            "Use the same settings to go on with it, or another directory to start anew"
+            + ("A fingerprint is of a prior's weights and chain. " if is_other_prior else "")
+            + "Use the same settings to go on with it, or another directory to start anew"
         )
 
 

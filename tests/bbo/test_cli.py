@@ -116,6 +116,10 @@ def test_check_builds_and_writes_nothing(home):
         (["report", "nowhere"], "expected a campaign in nowhere"),
         (["prior", "train", "mine.py"], "cannot read mine.py as a .npy array"),
         (["prior", "train", "empty.npy"], "cannot read empty.npy as a .npy array"),
+        (
+            ["prior", "train", "data.npy"],
+            "prior.safetensors is there already, and campaigns may belong to it",
+        ),
         (["check", "mine.yaml", "oracle.function=mine.py:NUMBER"], "needs a function of a design, got 5"),
         (["check", "latin.yaml"], "is not UTF-8"),
         (["run", "mine.yaml", "campaign.budget=99999999999999999999"], "budget must be a whole number"),
