@@ -100,7 +100,7 @@ class PosteriorVariance:
     def __call__(self, at: Outlook) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return log ψ_t of a Gaussian x0 under a parabola, and the share b/τ of the gradient.
 
-        In pure noise, where the gradients disagree (gᵀΣg below 0): r(x̂_0) and no gradient.
+        In pure noise the share is 0 where the gradients disagree, gᵀ·∂x̂_0/∂x_t·g being below 0.
         """
         along = row_dot(at.grad_x0.float(), at.grad_x.float())
         # A trained network's ∂x̂_0/∂x_t is no covariance: where it says below 0, nothing is uncertain. A factor of 0
@@ -115,8 +115,7 @@ class PosteriorVariance:
         # b/τ, and its limit 1/(1+c) where nothing is uncertain
         share = torch.minimum(1 / (1 + bend), self.max_shift / tau)
         if at.denoised.is_noise and at.denoised.is_mean:
-            # The mean does not depend on x_t there, and what the network says it does is an error. Where its sign shows
-            # that, it is not followed. (`where` changes rounding alone: ahead is x̂_0 then, looked at a second time.)
-            log_psi = torch.where(along < 0, at.value, log_psi)
+            # The mean does not depend on x_t there. That the network's does is an error, which is not followed where its
+            # sign shows it.
             share = share.masked_fill(along < 0, 0.0)
         return log_psi + 0 * ahead, share  # an answer that is not finite leaves the twist unknown

@@ -124,7 +124,6 @@ TWIST = _in(
     ("wrong signs guide nobody where there is signal, too", "if at.denoised.is_noise and at.denoised.is_mean:", "if at.denoised.is_mean:"),
     ("wrong signs guide no consistency model", "if at.denoised.is_noise and at.denoised.is_mean:", "if at.denoised.is_noise:"),
     ("the wrong signs for the right ones", "share.masked_fill(along < 0, 0.0)", "share.masked_fill(along > 0, 0.0)"),
-    ("pure noise bends", "torch.where(along < 0, at.value, log_psi)", "log_psi"),
     ("τ² for τ", "tau = variance.sqrt()", "tau = variance"),
     ("a step of 1/0 where nothing is uncertain", ".masked_fill(tau == 0, 0.0)", ""),
     ("the step measured in τ²", "step = (at.denoised.tweedie / tau)", "step = (at.denoised.tweedie / variance)"),

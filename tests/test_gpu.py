@@ -18,16 +18,10 @@ from bbo.errors import ExecutorError
 from bbo.executor import SampleRequest
 from bbo.features import with_features
 from bbo.places import Local
+from experiments.benchmarks.pipeline_cost import PRIORS
 from experiments.tiny_pipelines import save_tiny
 from smc.priors.gaussian import GaussianPrior
-from smc.priors.pipelines import (
-    Dtype,
-    LatentConsistencyPrior,
-    Precision,
-    StableDiffusion3Prior,
-    StableDiffusionPrior,
-    StableDiffusionXLPrior,
-)
+from smc.priors.pipelines import Dtype, Precision
 from smc.sampler import SamplerConfig, sample
 from surrogate.features import Standardizer
 from tests.contracts.executor_contract import PRIOR, SHARDS, potential
@@ -36,12 +30,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-PRIORS = {
-    "stable_diffusion": StableDiffusionPrior,
-    "stable_diffusion_xl": StableDiffusionXLPrior,
-    "stable_diffusion_3": StableDiffusion3Prior,
-    "latent_consistency": LatentConsistencyPrior,
-}
 
 
 @pytest.fixture(autouse=True)

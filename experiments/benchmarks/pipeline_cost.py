@@ -83,9 +83,11 @@ class Load:
         with torch.random.fork_rng(), torch.device(self.device):
             torch.manual_seed(0)
             pipeline = sd15_sized() if self.kind == "sd15_sized" else KINDS[self.kind]({})
+        if self.weights is not Dtype.FLOAT32:
+            pipeline.to(self.weights.torch)
         cls = PRIORS.get(self.kind, StableDiffusionPrior)
         made: LatentPrior = cls.from_pipeline(
-            pipeline.to(self.weights.torch),
+            pipeline,
             Prompting(("a cat",), 5.0),
             n_steps=self.n_steps,
             height=self.size,
