@@ -115,7 +115,7 @@ class PosteriorVariance:
         # b/τ, and its limit 1/(1+c) where nothing is uncertain
         share = torch.minimum(1 / (1 + bend), self.max_shift / tau)
         if at.denoised.is_noise and at.denoised.is_mean:
-            # The mean does not depend on x_t there. That the network's does is an error, which is not followed where its
-            # sign shows it.
+            # The mean does not depend on x_t there. That the network's does is an error, not followed where the sign
+            # shows it.
             share = share.masked_fill(along < 0, 0.0)
         return log_psi + 0 * ahead, share  # an answer that is not finite leaves the twist unknown
